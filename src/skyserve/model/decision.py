@@ -1,0 +1,192 @@
+"""What is observed and what is planned: the two values between which `decide` is a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from skyserve.model.evidence import Listing, LoadReport, Outcome, ProbeResult, Silent
+from skyserve.model.offering import Offering
+from skyserve.model.replica import Replica
+from skyserve.model.routing import Endpoint
+from skyserve.model.service import ServiceSpec, UpdateMode
+
+
+class ReasonCode(Enum):
+    """Every reason the product can give. Each is explained in docs/reference/reasons.md."""
+
+    BELOW_TARGET = "BELOW_TARGET"
+    NEW_VERSION = "NEW_VERSION"
+    REPLACE_FAILED = "REPLACE_FAILED"
+    ABOVE_TARGET = "ABOVE_TARGET"
+    OLD_VERSION = "OLD_VERSION"
+    SERVICE_DOWN = "SERVICE_DOWN"
+    USER_REQUEST = "USER_REQUEST"
+    FAILED_CLEANUP = "FAILED_CLEANUP"
+    ORPHAN = "ORPHAN"
+    RETRY_LAUNCH = "RETRY_LAUNCH"
+    STATUS_CHANGED = "STATUS_CHANGED"
+    RELABELLED = "RELABELLED"
+    CRASH_LOOP_BACKOFF = "CRASH_LOOP_BACKOFF"
+    GAVE_UP = "GAVE_UP"
+    NO_CAPACITY = "NO_CAPACITY"
+    NO_OFFERING = "NO_OFFERING"
+    PROVIDER_SILENT = "PROVIDER_SILENT"
+    SCALED = "SCALED"
+    FORGOTTEN = "FORGOTTEN"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why: a code from a closed set, a sentence, the numbers that led here, and what was rejected and why."""
+
+    code: ReasonCode
+    text: str
+    facts: Mapping[str, float | int | str] = field(default_factory=dict)
+    rejected: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Ask `replica.offering`'s provider for a machine; idempotent by `replica.token`."""
+
+    replica: Replica
+    because: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Send no new request to a replica; it may finish what it has until `until`, Unix seconds."""
+
+    replica_id: int
+    until: float
+    because: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """End an instance; `replica_id` is None for an orphan."""
+
+    provider: str
+    instance_id: str
+    replica_id: int | None
+    because: Reason
+
+
+Action = Launch | Drain | Terminate
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that was decided without an action: a status that changed, or why nothing more was done."""
+
+    replica_id: int | None
+    because: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Cooldown:
+    """A capacity pool that refused lately: not asked again before `until_at`; `strikes` doubles the wait."""
+
+    pool: str
+    until_at: float
+    strikes: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailureMemory:
+    """Failures of one version since it last proved itself."""
+
+    version: int
+    consecutive: int
+    last_at: float
+    ever_ready: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscaleMemory:
+    """The autoscaler's hysteresis, as instants: since when the demand has been above or below the target."""
+
+    target: int | None = None
+    above_since_at: float | None = None
+    below_since_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What policies remember from step to step; persisted with every commit."""
+
+    failures: tuple[FailureMemory, ...] = ()
+    cooldowns: tuple[Cooldown, ...] = ()
+    autoscale: AutoscaleMemory = AutoscaleMemory()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything a decision may rest on.
+
+    `uid` tells apart services that had the same name one after the other. `wanted` is False once the user took the
+    service down; `purge` means without waiting for anybody. `in_flight` holds the keys of actions that are under way,
+    or too recent for the listings to show them (launch tokens, instance ids). `evict` holds replicas that the user
+    asked to remove. `revision` is the stored state this was read from.
+    """
+
+    service: str
+    uid: str
+    wanted: bool
+    purge: bool
+    latest_version: int
+    update_mode: UpdateMode
+    revision: int
+    now: float
+    specs: Mapping[int, ServiceSpec]
+    replicas: tuple[Replica, ...]
+    next_replica_id: int
+    providers: Mapping[str, Listing | Silent] = field(default_factory=dict)
+    probes: Mapping[int, ProbeResult] = field(default_factory=dict)
+    outcomes: tuple[Outcome, ...] = ()
+    in_flight: tuple[str, ...] = ()
+    load: LoadReport | None = None
+    offerings: tuple[Offering, ...] = ()
+    evict: tuple[int, ...] = ()
+    memory: Memory = Memory()
+    created_at: float = 0.0
+
+    @property
+    def tag(self) -> str:
+        """What every instance of this service is tagged with."""
+        return f"{self.service}-{self.uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What shall be: the new rows, the actions that lead there, the routing table, and when to look again.
+
+    `notes` are events worth remembering; `waiting` says why nothing more is done now, for as long as it stays so.
+    `finished` is set when a service that was taken down has nothing left anywhere.
+    """
+
+    replicas: tuple[Replica, ...]
+    actions: tuple[Action, ...]
+    endpoints: tuple[Endpoint, ...]
+    memory: Memory
+    next_replica_id: int
+    wake_at: float
+    target: int = 0
+    notes: tuple[Note, ...] = ()
+    waiting: tuple[Reason, ...] = ()
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One entry of the decision log: replaying `observation` through the same policies must give `plan` again."""
+
+    seq: int
+    at: float
+    observation: Observation
+    plan: Plan
+    policy: str = "skyserve/1"

@@ -1,0 +1,47 @@
+"""What can be had, where, and at what price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from skyserve.model.resources import Accelerator
+
+
+class CapacityType(Enum):
+    """How a machine is paid for, and therefore how easily it is taken away."""
+
+    SPOT = "SPOT"
+    ON_DEMAND = "ON_DEMAND"
+    RESERVED = "RESERVED"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a machine stands. A zone is not known or not meaningful everywhere."""
+
+    cloud: str
+    region: str
+    zone: str | None = None
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.cloud, self.region, self.zone) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Offering:
+    """One instance type in one place under one capacity type: a capacity pool of its own."""
+
+    provider: str
+    instance_type: str
+    location: Location
+    capacity_type: CapacityType
+    accelerator: Accelerator | None
+    vcpus: float
+    memory_gib: float
+    price_per_hour: float
+
+    @property
+    def pool(self) -> str:
+        """The name under which what is learnt about this pool is remembered."""
+        return f"{self.location}/{self.instance_type}/{self.capacity_type.value}"

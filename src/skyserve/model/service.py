@@ -1,0 +1,121 @@
+"""What the user asked for. Field names are the YAML's keys, so one search finds key, field and documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from skyserve.model.resources import ResourceChoice
+
+
+class UpdateMode(Enum):
+    """How a new version takes over."""
+
+    ROLLING = "rolling"
+    BLUE_GREEN = "blue_green"
+
+
+class ServiceStatus(Enum):
+    """The state of a service as a whole; the words are those that users of the field know."""
+
+    CONTROLLER_INIT = "CONTROLLER_INIT"
+    REPLICA_INIT = "REPLICA_INIT"
+    READY = "READY"
+    NO_REPLICA = "NO_REPLICA"
+    FAILED = "FAILED"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadinessProbe:
+    """How to ask a replica whether it can serve: 200 means yes.
+
+    `post_data` is a JSON text and makes the probe a POST. `$NAME` and `${NAME}` in `post_data` and in header values
+    stand for envs and secrets and are filled in when the probe is sent, so no secret is ever part of a spec.
+    `initial_delay_seconds` counts from the start of setup.
+    """
+
+    path: str = "/"
+    post_data: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    initial_delay_seconds: float = 1200.0
+    timeout_seconds: float = 15.0
+    endpoint_probe_interval_seconds: float = 10.0
+    consecutive_failure_threshold_timeout: float = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPolicy:
+    """How many replicas. A fixed number is `min_replicas == max_replicas` without a target."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_qps_per_replica: float | Mapping[str, float] | None = None
+    num_overprovision: int = 0
+    upscale_delay_seconds: float = 300.0
+    downscale_delay_seconds: float = 1200.0
+    base_ondemand_fallback_replicas: int = 0
+    dynamic_ondemand_fallback: bool = False
+    spot_placer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBalancer:
+    """How the door treats requests. Durations are seconds.
+
+    `mode`: `proxy` relays, `redirect` answers 307 with a replica's own address.
+    `stream_timeout_seconds`: the longest silence of a replica in the middle of an answer; None means no limit.
+    `queue_size`, `queue_timeout_seconds`: how many requests are held while no replica is ready, and for how long.
+    `retry`: `idempotent` repeats an unanswered request on another replica, `safe` only one that no replica began.
+    """
+
+    mode: str = "proxy"
+    stream_timeout_seconds: float | None = None
+    queue_size: int = 1000
+    queue_timeout_seconds: float = 300.0
+    retry: str = "idempotent"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Paths of a key and a certificate for the endpoint."""
+
+    keyfile: str
+    certfile: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """One version of a service, whole. Secrets are named with a fingerprint; their values live in the secret store."""
+
+    name: str
+    run: str
+    setup: str | None = None
+    readiness_probe: ReadinessProbe = ReadinessProbe()
+    replica_policy: ReplicaPolicy = ReplicaPolicy()
+    load_balancing_policy: str = "least_load"
+    load_balancer: LoadBalancer = LoadBalancer()
+    tls: Tls | None = None
+    port: int = 8080
+    resources: ResourceChoice = ResourceChoice()
+    envs: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    file_mounts: Mapping[str, str] = field(default_factory=dict)
+    num_nodes: int = 1
+    source: str = ""
+
+    def shares_launch_with(self, other: ServiceSpec) -> bool:
+        """Whether a replica launched for one of the two may serve for the other without being launched again.
+
+        Files that are copied onto machines may have changed under the same name, so with them the answer is no.
+        """
+        if self.workdir or other.workdir or self.file_mounts or other.file_mounts:
+            return False
+        return self._launch_part == other._launch_part
+
+    @property
+    def _launch_part(self) -> tuple[object, ...]:
+        secrets, envs = dict(self.secrets), dict(self.envs)
+        return (self.run, self.setup, self.port, self.resources, envs, secrets, self.num_nodes)

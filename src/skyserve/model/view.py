@@ -1,0 +1,80 @@
+"""What the control API shows of a service: the shapes of its answers, shared by the controller and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from skyserve.model.resources import Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One row of the replica table. `launched_at` is Unix seconds, `infra` and `resources` are ready to print."""
+
+    service_name: str
+    id: int
+    version: int
+    status: str
+    endpoint: str | None
+    launched_at: float
+    infra: str
+    resources: str
+    detail: str = ""
+    ready_since_at: float | None = None
+    in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """One row of the service table, with its replicas.
+
+    `versions` are the versions that have a ready replica; `ready` of `total` replicas that have not failed;
+    `uptime_s` counts from the first readiness, None before it; `note` says in a sentence what the service waits for.
+    """
+
+    name: str
+    status: str
+    versions: tuple[int, ...]
+    latest_version: int
+    uptime_s: float | None
+    ready: int
+    total: int
+    target: int
+    endpoint: str
+    policy: str
+    load_balancing_policy: str
+    requested_resources: str
+    created_at: float
+    note: str = ""
+    replicas: tuple[ReplicaView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionView:
+    """One line of `sky serve why`: what was done to which replica, and because of what."""
+
+    seq: int
+    at: float
+    verb: str
+    replica_id: int | None
+    subject: str
+    code: str
+    text: str
+    facts: Mapping[str, float | int | str] = field(default_factory=dict)
+    rejected: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderView:
+    """What one enabled provider could give this service: `refusal` is empty when it can run it."""
+
+    provider: str
+    instance_type: str
+    infra: str
+    vcpus: float
+    memory_gib: float
+    accelerator: Accelerator | None
+    price_per_hour: float
+    refusal: str = ""
+    chosen: bool = False
