@@ -1,0 +1,319 @@
+"""The one table of Service YAML keys: kind, default and meaning. Checks, JSON Schema and reference page follow it."""
+
+from __future__ import annotations
+
+from skyserve.model.resources import Resources
+from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ServiceSpec
+from skyserve.spec.kinds import Anything, Boolean, Field, Integer, ListOf, MapOf, Number, OneOf, Refused, Section, Text
+
+SERVICE_NAME = r"[A-Za-z]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+SERVICE_NAME_FORM = (
+    "a name of at most 63 letters, digits and hyphens that starts with a letter and does not end with a hyphen"
+)
+_ENV_NAME = Text("a name of letters, digits and underscores", r"[A-Za-z_][A-Za-z0-9_]*")
+_HEADER_NAME = Text("a header name", r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = Text(
+    "a text without line breaks and control characters", r"[^\x00-\x08\x0a-\x1f\x7f]*", as_written=True
+)
+_VALUE = Text("a single value", as_written=True)
+_NOT_EMPTY = Text("a text that is not empty", r"[\s\S]*\S[\s\S]*")
+_PATH = Text("a path that is not empty and holds no line break", r"[^\r\n]*[^\s][^\r\n]*")
+_PROBE_PATH = Text("a path that starts with / and holds no spaces", r"/[!-~]*")
+_AMOUNT = Text("an amount such as 8 or 8+", r"[0-9]+(\.[0-9]+)?\+?", as_written=True)
+_MEMORY = Text("an amount such as 32, 32+, 64GB or 4x", r"[0-9]+(\.[0-9]+)?([A-Za-z]{0,3}\+?)", as_written=True)
+_SIZE = Text("a size such as 256 or 1TB", r"[0-9]+(\.[0-9]+)?[A-Za-z]{0,3}", as_written=True)
+_PORT = Integer(1, 65535)
+_PORT_TEXT = Text("a port such as 8080 or 8080-8082", r"[0-9]{1,5}(-[0-9]{1,5})?")
+_ACCELERATOR = Text("an accelerator such as L4 or A100:8", r"[A-Za-z0-9][A-Za-z0-9 ._-]*(:[0-9]+(\.[0-9]+)?)?")
+_INFRA = Text("a place such as aws/us-east-1, k8s/my-context or *", r"[^\s/]+(/[^\s/]+)*")
+_SECONDS_ABOVE_0 = Number(above=0)
+_SECONDS = Number(minimum=0)
+_COUNT = Integer(0)
+
+_PROBE, _POLICY, _DOOR = ReadinessProbe(), ReplicaPolicy(), LoadBalancer()
+_REPLICA, _SERVICE = Resources(), ServiceSpec(name="", run="")
+
+READINESS_PROBE = Section(
+    "readiness_probe",
+    (
+        Field("path", _PROBE_PATH, "Path that is asked; an answer of 200 means ready.", _PROBE.path),
+        Field(
+            "post_data",
+            OneOf((MapOf(Anything(), nullable=True), Text("a JSON text"))),
+            "JSON body; makes the probe a POST. `$NAME` stands for an env or a secret, filled in when probing.",
+        ),
+        Field(
+            "headers",
+            MapOf(_HEADER_VALUE, _HEADER_NAME),
+            "Headers sent with the probe. `$NAME` in a value stands for an env or a secret.",
+        ),
+        Field(
+            "initial_delay_seconds",
+            _SECONDS,
+            "How long a replica may take from the start of setup to its first 200.",
+            _PROBE.initial_delay_seconds,
+        ),
+        Field("timeout_seconds", _SECONDS_ABOVE_0, "How long one probe may take.", _PROBE.timeout_seconds),
+        Field(
+            "endpoint_probe_interval_seconds",
+            _SECONDS_ABOVE_0,
+            "Pause between two probes of a replica.",
+            _PROBE.endpoint_probe_interval_seconds,
+        ),
+        Field(
+            "consecutive_failure_threshold_timeout",
+            _SECONDS,
+            "How many seconds probes of a once ready replica may fail before it is replaced.",
+            _PROBE.consecutive_failure_threshold_timeout,
+        ),
+    ),
+    "How to ask a replica whether it can serve.",
+)
+
+REPLICA_POLICY = Section(
+    "replica_policy",
+    (
+        Field("min_replicas", _COUNT, "Least number of replicas; 0 lets an idle service stop them all.", required=True),
+        Field("max_replicas", _COUNT, "Most replicas. Not given: the same as `min_replicas`."),
+        Field(
+            "target_qps_per_replica",
+            OneOf((Number(above=0), MapOf(Number(above=0), _ACCELERATOR))),
+            "Requests a second one replica shall get; the number of replicas follows the load. "
+            "A map from accelerator to number needs `load_balancing_policy: instance_aware_least_load`.",
+        ),
+        Field("num_overprovision", _COUNT, "Replicas on top of what the load asks for.", _POLICY.num_overprovision),
+        Field(
+            "upscale_delay_seconds",
+            _SECONDS,
+            "How long the load must ask for more replicas before there are more.",
+            _POLICY.upscale_delay_seconds,
+        ),
+        Field(
+            "downscale_delay_seconds",
+            _SECONDS,
+            "How long the load must ask for fewer replicas before there are fewer.",
+            _POLICY.downscale_delay_seconds,
+        ),
+        Field(
+            "base_ondemand_fallback_replicas",
+            _COUNT,
+            "How many of the replicas are always on-demand; needs `use_spot: true`.",
+            _POLICY.base_ondemand_fallback_replicas,
+            stored_only=True,
+        ),
+        Field(
+            "dynamic_ondemand_fallback",
+            Boolean(),
+            "Whether on-demand replicas stand in for spot replicas that are missing; needs `use_spot: true`.",
+            _POLICY.dynamic_ondemand_fallback,
+            stored_only=True,
+        ),
+        Field(
+            "spot_placer",
+            Text(choices=("dynamic_fallback",)),
+            "How places for spot replicas are chosen; needs `use_spot: true`.",
+            stored_only=True,
+        ),
+    ),
+    "How many replicas, following the load.",
+)
+
+LOAD_BALANCER = Section(
+    "load_balancer",
+    (
+        Field(
+            "mode",
+            Text(choices=("proxy", "redirect")),
+            "`proxy` relays requests, `redirect` answers 307 with the address of a replica.",
+            _DOOR.mode,
+        ),
+        Field(
+            "stream_timeout_seconds",
+            _SECONDS_ABOVE_0,
+            "The longest silence of a replica in the middle of an answer. Not given: no limit.",
+        ),
+        Field("queue_size", _COUNT, "How many requests wait while no replica is ready.", _DOOR.queue_size),
+        Field(
+            "queue_timeout_seconds",
+            _SECONDS,
+            "How long a request waits for a replica to be ready.",
+            _DOOR.queue_timeout_seconds,
+        ),
+        Field(
+            "retry",
+            Text(choices=("idempotent", "safe")),
+            "What is sent to another replica when one fails: `idempotent` requests that got no answer, "
+            "or only what is `safe` because no replica began with it.",
+            _DOOR.retry,
+        ),
+    ),
+    "How requests are treated on their way to the replicas.",
+)
+
+TLS = Section(
+    "tls",
+    (
+        Field("keyfile", _PATH, "Path of the private key, PEM.", required=True),
+        Field("certfile", _PATH, "Path of the certificate chain, PEM.", required=True),
+    ),
+    "Makes the endpoint `https://`.",
+)
+
+_NO_POOLS = Refused("belongs to pools of workers, and a service has replicas", "use `replicas` or `replica_policy`")
+
+SERVICE = Section(
+    "service",
+    (
+        Field(
+            "readiness_probe",
+            OneOf((_PROBE_PATH, READINESS_PROBE)),
+            "A path to GET, or a map with the keys below.",
+            _PROBE.path,
+        ),
+        Field("replicas", _COUNT, "A fixed number of replicas; excludes `replica_policy`.", _POLICY.min_replicas),
+        Field("replica_policy", REPLICA_POLICY, "A number of replicas that follows the load; see below."),
+        Field("ports", OneOf((_PORT, _PORT_TEXT)), "The port that serves, where `resources.ports` opens several."),
+        Field(
+            "load_balancing_policy",
+            Text(choices=("round_robin", "least_load", "instance_aware_least_load")),
+            "How a replica is picked for a request.",
+            _SERVICE.load_balancing_policy,
+        ),
+        Field("load_balancer", LOAD_BALANCER, "How requests are relayed; see below."),
+        Field("tls", TLS, "Key and certificate of the endpoint; see below."),
+        Field("pool", _NO_POOLS),
+        Field("workers", _NO_POOLS),
+    ),
+    "The service as its clients see it.",
+)
+
+_CONSTRAINTS = (
+    Field(
+        "infra",
+        _INFRA,
+        "Where: `cloud`, `cloud/region`, `cloud/region/zone` or `k8s/context`; `*` stands for any.",
+        stored_only=True,
+    ),
+    Field("cloud", Text("a cloud", r"[^\s/]+"), "The cloud; excludes `infra`.", stored_only=True),
+    Field("region", Text("a region", r"\S+"), "The region; excludes `infra`.", stored_only=True),
+    Field("zone", Text("a zone", r"[^\s/]+"), "The zone; excludes `infra`.", stored_only=True),
+    Field(
+        "accelerators",
+        OneOf((_ACCELERATOR, MapOf(Number(above=0), _ACCELERATOR, nullable=True), ListOf(_ACCELERATOR))),
+        "`L4:1`; a map is a set of alternatives, of which the cheapest is taken; a list is tried in its order. "
+        "Case does not matter.",
+    ),
+    Field(
+        "accelerator_args", MapOf(_VALUE), "Settings of the accelerator, such as `runtime_version`.", stored_only=True
+    ),
+    Field("cpus", _AMOUNT, "Virtual CPUs: `8` is exact, `8+` is at least 8.", stored_only=True),
+    Field("memory", _MEMORY, "Memory in GiB: `32`, `32+`, `64GB`, or `4x` the vCPUs.", stored_only=True),
+    Field("instance_type", Text("an instance type", r"\S+"), "The exact instance type.", stored_only=True),
+    Field("use_spot", Boolean(), "Whether replicas run on spot capacity.", _REPLICA.use_spot, stored_only=True),
+    Field(
+        "ports",
+        OneOf((_PORT, _PORT_TEXT, ListOf(OneOf((_PORT, _PORT_TEXT))))),
+        "The port that replicas listen on. Several, or a range such as `8080-8082`, need `service.ports`.",
+    ),
+    Field("disk_size", _SIZE, "Size of the system disk in GiB, or with a unit: `1TB`.", stored_only=True),
+    Field(
+        "disk_tier",
+        Text(choices=("low", "medium", "high", "ultra", "best")),
+        "Speed of the system disk.",
+        stored_only=True,
+    ),
+    Field("local_disk", _VALUE, "Disks of the instance itself, such as `nvme:300+`.", stored_only=True),
+    Field("ephemeral_storage", _VALUE, "Ephemeral storage of a pod, such as `100GB`.", stored_only=True),
+    Field("network_tier", Text(choices=("standard", "best")), "Speed of the network.", stored_only=True),
+    Field(
+        "image_id",
+        OneOf((Text("an image", r"\S+"), Refused("by region is not supported yet", "give one image for all regions"))),
+        "Machine image, or `docker:IMAGE`. `$NAME` stands for an env.",
+        stored_only=True,
+    ),
+    Field("labels", MapOf(_VALUE), "Labels put on the machines.", stored_only=True),
+    Field("max_hourly_cost", Number(above=0), "Most dollars an hour that one replica may cost.", stored_only=True),
+    Field("priority", _VALUE, "Scheduling priority of the pod.", stored_only=True),
+    Field("priority_class", _VALUE, "Another name of `priority`.", stored_only=True),
+    Field(
+        "volumes",
+        ListOf(OneOf((Text("a volume"), MapOf(Anything())))),
+        "Volumes attached to the machine: `NAME:/PATH`, or maps.",
+        stored_only=True,
+    ),
+    Field("autostop", OneOf((_VALUE, MapOf(Anything()))), "Idle stop of the machine.", stored_only=True),
+    Field(
+        "job_recovery",
+        Refused("is for jobs: a service always replaces the replicas that it loses", "remove `job_recovery`"),
+    ),
+)
+
+ALTERNATIVE = Section("alternative", _CONSTRAINTS, "One of several sets of constraints.")
+
+RESOURCES = Section(
+    "resources",
+    (
+        *_CONSTRAINTS,
+        Field(
+            "any_of",
+            ListOf(ALTERNATIVE),
+            "Alternatives, of which the cheapest is taken. Each has the keys above and goes over them.",
+            stored_only=True,
+        ),
+        Field("ordered", ListOf(ALTERNATIVE), "As `any_of`, tried in the order of the list.", stored_only=True),
+    ),
+    "What one replica needs.",
+)
+
+_ASIDE = MapOf(Anything(), nullable=True)
+_STORAGE = Refused("holds a storage object, which is not supported yet", "give a path")
+
+SERVICE_YAML = Section(
+    "",
+    (
+        Field(
+            "name",
+            Text(SERVICE_NAME_FORM, SERVICE_NAME),
+            "Name of the service. `-n` goes over it; not given: `sky-service-` and four hex digits.",
+        ),
+        Field("service", SERVICE, "The service as its clients see it; see below.", required=True),
+        Field("resources", RESOURCES, "What one replica needs; see below."),
+        Field("setup", Text("a shell script"), "Shell script that prepares a replica, run once before `run`."),
+        Field("run", _NOT_EMPTY, "Shell script that serves. It must stay in the foreground.", required=True),
+        Field(
+            "envs",
+            MapOf(_VALUE, _ENV_NAME, nullable=True),
+            "Environment of `setup` and `run`. A name without a value must be given one with `--env`.",
+        ),
+        Field(
+            "secrets",
+            MapOf(_VALUE, _ENV_NAME, nullable=True, private=True),
+            "As `envs`, for values that are kept out of the stored service and of all that is shown. "
+            "A name without a value must be given one with `--secret`.",
+        ),
+        Field(
+            "workdir",
+            OneOf((_PATH, Refused("from git is not supported yet", "clone it and give the local path"))),
+            "Local directory that `setup` and `run` start in. `$NAME` stands for an env.",
+        ),
+        Field(
+            "file_mounts",
+            MapOf(OneOf((_PATH, _STORAGE)), _PATH),
+            "Map from a path on the replica to a local file or directory. `$NAME` stands for an env.",
+        ),
+        Field("num_nodes", Integer(1), "Machines that make up one replica.", _SERVICE.num_nodes, stored_only=True),
+        Field(
+            "volumes",
+            MapOf(OneOf((_PATH, _STORAGE)), _PATH),
+            "Map from a path on the replica to the name of a volume.",
+            stored_only=True,
+        ),
+        Field("config", _ASIDE, "Accepted with a warning, not used."),
+        Field("experimental", _ASIDE, "Accepted with a warning, not used."),
+        Field("pool", _NO_POOLS),
+    ),
+    "The whole file.",
+)
+
+SECTIONS = (SERVICE_YAML, SERVICE, READINESS_PROBE, REPLICA_POLICY, LOAD_BALANCER, TLS, RESOURCES)
+"""Every section, in the order of the reference page."""

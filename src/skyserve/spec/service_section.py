@@ -1,0 +1,178 @@
+"""`service:` to the model. Takes a tree that passed the check; knows how its keys depend on each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, Tls
+from skyserve.spec import shorthand
+from skyserve.spec.document import YamlMap, YamlNode, YamlScalar, plain
+from skyserve.spec.problems import Problems
+from skyserve.spec.substitute import names_in, substitute_json
+
+_INSTANCE_AWARE = "instance_aware_least_load"
+_PROBE, _POLICY, _DOOR = ReadinessProbe(), ReplicaPolicy(), LoadBalancer()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceReader:
+    """Reads `service:` of one file."""
+
+    section: YamlMap
+    problems: Problems
+
+    def readiness_probe(self) -> ReadinessProbe:
+        """The probe, from a path or a map."""
+        node = self.section.map("readiness_probe")
+        if node is None:
+            return ReadinessProbe(path=self.section.text("readiness_probe") or _PROBE.path)
+        headers = node.map("headers")
+        return ReadinessProbe(
+            path=node.text("path") or _PROBE.path,
+            post_data=self._post_data(node.node("post_data")),
+            headers={} if headers is None else {one.key: headers.text(one.key) or "" for one in headers.given()},
+            initial_delay_seconds=node.number("initial_delay_seconds", _PROBE.initial_delay_seconds),
+            timeout_seconds=node.number("timeout_seconds", _PROBE.timeout_seconds),
+            endpoint_probe_interval_seconds=node.number(
+                "endpoint_probe_interval_seconds", _PROBE.endpoint_probe_interval_seconds
+            ),
+            consecutive_failure_threshold_timeout=node.number(
+                "consecutive_failure_threshold_timeout", _PROBE.consecutive_failure_threshold_timeout
+            ),
+        )
+
+    def replica_policy(self) -> ReplicaPolicy:
+        """How many replicas, from a fixed number or a policy."""
+        node = self.section.map("replica_policy")
+        if node is None:
+            count = self.section.integer("replicas", _POLICY.min_replicas)
+            return ReplicaPolicy(min_replicas=count, max_replicas=count)
+        if self.section.node("replicas") is not None:
+            message = "`service.replicas` and `service.replica_policy` exclude each other"
+            self.problems.add(self.section.place_of("replicas"), message, "keep one; `replicas` is a fixed number")
+        least = node.integer("min_replicas", _POLICY.min_replicas)
+        policy = ReplicaPolicy(
+            min_replicas=least,
+            max_replicas=node.integer("max_replicas", least),
+            target_qps_per_replica=_target(node.node("target_qps_per_replica")),
+            num_overprovision=node.integer("num_overprovision", _POLICY.num_overprovision),
+            upscale_delay_seconds=node.number("upscale_delay_seconds", _POLICY.upscale_delay_seconds),
+            downscale_delay_seconds=node.number("downscale_delay_seconds", _POLICY.downscale_delay_seconds),
+            base_ondemand_fallback_replicas=node.integer(
+                "base_ondemand_fallback_replicas", _POLICY.base_ondemand_fallback_replicas
+            ),
+            dynamic_ondemand_fallback=node.flag("dynamic_ondemand_fallback", _POLICY.dynamic_ondemand_fallback),
+            spot_placer=_lower(node.text("spot_placer")),
+        )
+        self._check_bounds(node, policy)
+        self._check_target(node, policy)
+        return policy
+
+    def load_balancing_policy(self) -> str:
+        """The name of the policy."""
+        return _lower(self.section.text("load_balancing_policy")) or "least_load"
+
+    def load_balancer(self) -> LoadBalancer:
+        """How requests are relayed."""
+        node = self.section.map("load_balancer")
+        if node is None:
+            return LoadBalancer()
+        silence = node.number("stream_timeout_seconds", 0)
+        return LoadBalancer(
+            mode=_lower(node.text("mode")) or _DOOR.mode,
+            stream_timeout_seconds=silence or _DOOR.stream_timeout_seconds,
+            queue_size=node.integer("queue_size", _DOOR.queue_size),
+            queue_timeout_seconds=node.number("queue_timeout_seconds", _DOOR.queue_timeout_seconds),
+            retry=_lower(node.text("retry")) or _DOOR.retry,
+        )
+
+    def tls(self) -> Tls | None:
+        """Key and certificate."""
+        node = self.section.map("tls")
+        return None if node is None else Tls(node.text("keyfile") or "", node.text("certfile") or "")
+
+    def check_spot(self, use_spot: bool) -> None:
+        """What is said about spot replicas needs spot replicas."""
+        node = self.section.map("replica_policy")
+        if node is None or use_spot:
+            return
+        for key in ("base_ondemand_fallback_replicas", "dynamic_ondemand_fallback", "spot_placer"):
+            value = node.node(key)
+            if isinstance(value, YamlScalar) and value.value not in (0, False):
+                message = f"`service.replica_policy.{key}` is for services on spot capacity"
+                self.problems.add(value.place, message, "add `use_spot: true` under `resources:`")
+
+    def _post_data(self, node: YamlNode | None) -> str | None:
+        if node is None:
+            return None
+        if isinstance(node, YamlScalar):
+            if not _is_json(node.text):
+                message = "`service.readiness_probe.post_data` is a text that is not JSON"
+                self.problems.add(node.place, message, "write a map; it is sent as JSON")
+            return node.text
+        try:
+            return json.dumps(plain(node), ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            self.problems.add(node.place, "`service.readiness_probe.post_data` holds a number that JSON cannot write")
+            return None
+
+    def _check_bounds(self, node: YamlMap, policy: ReplicaPolicy) -> None:
+        place = node.place_of("max_replicas")
+        if policy.min_replicas > policy.max_replicas:
+            message = f"`max_replicas` is {policy.max_replicas}, less than `min_replicas` {policy.min_replicas}"
+            self.problems.add(place, message)
+        elif policy.min_replicas != policy.max_replicas and policy.target_qps_per_replica is None:
+            hint = "add `target_qps_per_replica`, or make `max_replicas` the same as `min_replicas`"
+            self.problems.add(place, "nothing says when to have more than `min_replicas` replicas", hint)
+
+    def _check_target(self, node: YamlMap, policy: ReplicaPolicy) -> None:
+        target = policy.target_qps_per_replica
+        place = node.place_of("target_qps_per_replica")
+        if target is None:
+            return
+        if node.node("max_replicas") is None:
+            self.problems.add(place, "`target_qps_per_replica` needs `max_replicas`", "add `max_replicas`")
+        if isinstance(target, (int, float)):
+            return
+        if not target:
+            self.problems.add(place, "`target_qps_per_replica` is an empty map", "give a number")
+        if self.load_balancing_policy() != _INSTANCE_AWARE:
+            message = "`target_qps_per_replica` by accelerator needs another load balancing policy"
+            self.problems.add(place, message, f"add `load_balancing_policy: {_INSTANCE_AWARE}` under `service:`")
+
+
+def _target(node: YamlNode | None) -> float | dict[str, float] | None:
+    if isinstance(node, YamlScalar):
+        return float(node.value) if isinstance(node.value, (int, float)) else None
+    if not isinstance(node, YamlMap):
+        return None
+    return {_accelerator_key(entry.key): node.number(entry.key, math.nan) for entry in node.given()}
+
+
+def _accelerator_key(text: str) -> str:
+    """The canonical spelling of `a100` or `a100:8`; the count stays away where it was not written."""
+    name, colon, count = text.partition(":")
+    return shorthand.canonical_accelerator(name) + colon + count
+
+
+def _lower(text: str | None) -> str | None:
+    return None if text is None else text.lower()
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is JSON, or will be when its `$NAME`s are filled in, be it with a number."""
+    return _parses(text) or _parses(substitute_json(text, dict.fromkeys(names_in(text), "0")))
+
+
+def _parses(text: str) -> bool:
+    try:
+        json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,71 @@
+"""A service in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from skyserve.model.resources import Accelerator, Quantity, ResourceChoice, Resources
+from skyserve.model.service import ReadinessProbe, ReplicaPolicy, ServiceSpec, Tls
+from skyserve.spec.describe import choice_text, describe, policy_text, probe_text, resources_text
+
+
+def test_a_plain_service() -> None:
+    spec = ServiceSpec(name="s", run="x", readiness_probe=ReadinessProbe("/health"), replica_policy=ReplicaPolicy(2, 2))
+    assert describe(spec) == [
+        ("Readiness probe method", "GET /health"),
+        ("Readiness initial delay seconds", "1200"),
+        ("Readiness probe timeout seconds", "15"),
+        ("Replica autoscaling policy", "Fixed 2 replicas"),
+        ("TLS Certificates", "No TLS Enabled"),
+        ("Spot Policy", "No spot policy"),
+        ("Load Balancing Policy", "least_load"),
+    ]
+
+
+def test_a_service_with_everything() -> None:
+    policy = ReplicaPolicy(
+        1, 3, 2.5, 2, base_ondemand_fallback_replicas=1, dynamic_ondemand_fallback=True, spot_placer="dynamic_fallback"
+    )
+    told = dict(describe(ServiceSpec(name="s", run="x", replica_policy=policy, tls=Tls("k.pem", "c.pem"))))
+    assert told["TLS Certificates"] == "Keyfile: k.pem, Certfile: c.pem"
+    assert told["Spot Policy"] == (
+        "SpotHedge, Dynamic on-demand fallback, Static spot mixture with 1 base on-demand replica"
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        (ReplicaPolicy(1, 1), "Fixed 1 replica"),
+        (ReplicaPolicy(0, 0), "Fixed 0 replicas"),
+        (ReplicaPolicy(2, 2, num_overprovision=1), "Fixed 2 replicas with 1 overprovisioned replica"),
+        (ReplicaPolicy(1, 3, 2.5), "Autoscaling from 1 to 3 replicas (target QPS per replica: 2.5)"),
+        (
+            ReplicaPolicy(0, 4, {"L4": 2.0, "A100": 7.5}, 2),
+            "Autoscaling from 0 to 4 replicas with 2 overprovisioned replicas (target QPS per replica: L4 2, A100 7.5)",
+        ),
+    ],
+)
+def test_policies(policy: ReplicaPolicy, text: str) -> None:
+    assert policy_text(policy) == text
+
+
+def test_probes_do_not_show_header_values() -> None:
+    probe = ReadinessProbe("/v1", post_data='{"a": 1}', headers={"Authorization": "Bearer x"})
+    assert probe_text(probe) == 'POST /v1 {"a": 1} with custom headers'
+
+
+def test_resources() -> None:
+    some = Resources(
+        accelerators=Accelerator("L4"), cpus=Quantity(8, at_least=True), memory=Quantity(32, at_least=True)
+    )
+    assert resources_text(some) == "1x[L4:1, vCPUs=8+, mem=32+]"
+    assert resources_text(Resources()) == "-"
+    place = Resources(cloud="aws", zone="us-east-1a", instance_type="g6.xlarge", use_spot=True, disk_size=100)
+    assert resources_text(place, 2) == "2x[aws/*/us-east-1a, g6.xlarge, disk=100, Spot]"
+
+
+def test_choices() -> None:
+    two = (Resources(accelerators=Accelerator("L4")), Resources(accelerators=Accelerator("T4", 2)))
+    assert choice_text(ResourceChoice(two)) == "1x[L4:1] | 1x[T4:2]"
+    assert choice_text(ResourceChoice(two, ordered=True)) == "1x[L4:1] > 1x[T4:2]"
