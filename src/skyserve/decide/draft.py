@@ -1,0 +1,31 @@
+"""The plan while it is being made. A draft lives inside one call of `decide`: the only thing there that changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from skyserve.model.decision import Action, Memory, Note, Observation, Reason
+from skyserve.model.replica import Replica
+
+
+@dataclass(slots=True)
+class Draft:
+    """`o` is what was observed; the rest becomes the plan. `wake` collects instants at which to look again."""
+
+    o: Observation
+    replicas: list[Replica]
+    memory: Memory
+    next_replica_id: int
+    target: int = 0
+    actions: list[Action] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    waiting: list[Reason] = field(default_factory=list)
+    wake: list[float] = field(default_factory=list)
+
+    def put(self, replica: Replica) -> None:
+        """Replace the row of the same id."""
+        self.replicas = [replica if r.id == replica.id else r for r in self.replicas]
+
+    def drop(self, replica: Replica) -> None:
+        """Take a row out."""
+        self.replicas = [r for r in self.replicas if r.id != replica.id]

@@ -1,0 +1,103 @@
+"""Missing replicas -> rows and launches, held back while a version keeps failing, placed where capacity is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from skyserve.decide import backoff, placement
+from skyserve.decide.draft import Draft
+from skyserve.model.decision import Launch, Observation, Reason, ReasonCode
+from skyserve.model.replica import Replica, ReplicaStatus
+
+
+def add_missing(draft: Draft, count: int) -> None:
+    """Rows for `count` more replicas of the latest version, unless its failures forbid it now."""
+    if not count:
+        return
+    held_back = _held_back(draft)
+    if held_back is not None:
+        draft.waiting.append(held_back)
+        return
+    for _ in range(count):
+        draft.replicas.append(_new_replica(draft))
+
+
+def _held_back(draft: Draft) -> Reason | None:
+    """Why nothing is launched although something is missing; None when nothing forbids it."""
+    now, version = draft.o.now, draft.o.latest_version
+    verdict = backoff.judge(draft.memory.failures, version, draft.target)
+    entry = next((m for m in draft.memory.failures if m.version == version), None)
+    if entry is None:
+        return None
+    last = f": {entry.detail}" if entry.detail else ""
+    facts: dict[str, float | int | str] = {"version": version, "failures": entry.consecutive}
+    if verdict.gave_up:
+        text = f"version {version} failed {entry.consecutive} times and was never ready{last}"
+        return Reason(ReasonCode.GAVE_UP, text, facts)
+    if verdict.launch_at > now:
+        draft.wake.append(verdict.launch_at)
+        facts["next_launch_at"] = verdict.launch_at
+        text = f"version {version} failed {entry.consecutive} times in a row; the next try waits{last}"
+        return Reason(ReasonCode.CRASH_LOOP_BACKOFF, text, facts)
+    return None
+
+
+def _new_replica(draft: Draft) -> Replica:
+    o = draft.o
+    replica_id = draft.next_replica_id
+    draft.next_replica_id += 1
+    return Replica(
+        id=replica_id,
+        token=_token(o, replica_id, 1),
+        version=o.latest_version,
+        launched_version=o.latest_version,
+        status=ReplicaStatus.PENDING,
+        status_since_at=o.now,
+        created_at=o.now,
+    )
+
+
+def _token(o: Observation, replica_id: int, attempt: int) -> str:
+    return f"{o.tag}-{replica_id}-{attempt}"
+
+
+def place_pending(draft: Draft, because: Reason) -> None:
+    """Give each pending replica an offering and ask for it; ask again where an answer never came."""
+    for replica in [r for r in draft.replicas if r.status is ReplicaStatus.PENDING]:
+        if replica.offering is None:
+            _place(draft, replica, because)
+        elif replica.token not in draft.o.in_flight:
+            _ask_again(draft, replica)
+
+
+def _place(draft: Draft, replica: Replica, because: Reason) -> None:
+    o = draft.o
+    choice = placement.choose(o.offerings, draft.memory.cooldowns, o.now)
+    if choice.offering is None:
+        _wait_for_place(draft, replica, choice)
+        return
+    token = _token(o, replica.id, replica.attempt)
+    placed = replace(replica, offering=choice.offering, token=token, detail="", retry_at=None)
+    draft.put(placed)
+    facts = {**because.facts, "price_per_hour": choice.offering.price_per_hour, "attempt": replica.attempt}
+    draft.actions.append(Launch(placed, replace(because, facts=facts, rejected=choice.rejected)))
+
+
+def _wait_for_place(draft: Draft, replica: Replica, choice: placement.Choice) -> None:
+    code, why = ReasonCode.NO_OFFERING, "no enabled infrastructure offers what the service asks for"
+    if choice.rejected:
+        code, why = ReasonCode.NO_CAPACITY, f"no capacity: {choice.why}"
+    draft.put(replace(replica, detail=why, retry_at=choice.retry_at))
+    draft.waiting.append(Reason(code, why, {"replica": replica.id}, choice.rejected))
+    if choice.retry_at is not None:
+        draft.wake.append(choice.retry_at)
+
+
+def _ask_again(draft: Draft, replica: Replica) -> None:
+    if replica.retry_at is not None and replica.retry_at > draft.o.now:
+        draft.wake.append(replica.retry_at)
+        return
+    again = replace(replica, retry_at=None)
+    draft.put(again)
+    because = Reason(ReasonCode.RETRY_LAUNCH, "the launch was decided, but its answer never came: asked again")
+    draft.actions.append(Launch(again, because))

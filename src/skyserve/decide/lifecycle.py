@@ -1,0 +1,231 @@
+"""One replica and what was seen of it -> its next status. Knows nothing of other replicas or of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from skyserve.model.decision import Note, Observation, Reason, ReasonCode
+from skyserve.model.evidence import Instance, InstanceState, Listing, Outcome, OutcomeKind, ProbeResult
+from skyserve.model.replica import TRANSITIONS, Failure, Replica, ReplicaStatus
+from skyserve.model.service import ReadinessProbe
+
+LAUNCH_GRACE_S = 60.0
+"""How long an accepted launch may be missing from its provider's listing before it counts as lost."""
+UNCLEAR_LAUNCH_RETRY_S = 2.0
+"""Pause before a launch that got no clear answer is asked for again, with the same token."""
+
+_S = ReplicaStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was seen of one replica. `listed_at` is None while its provider is silent; `in_flight` says whether its
+    launch is still under way; `drained` that no request is left on it."""
+
+    listed_at: float | None
+    instance: Instance | None
+    probe: ProbeResult | None
+    outcome: Outcome | None
+    in_flight: bool
+    drained: bool
+    readiness: ReadinessProbe
+
+
+def gather(o: Observation, replica: Replica) -> Evidence:
+    """Pick out of an observation what concerns one replica."""
+    listing = o.providers.get(replica.offering.provider) if replica.offering else None
+    listed = listing if isinstance(listing, Listing) else None
+    instances = listed.instances if listed else ()
+    return Evidence(
+        listed_at=listed.at if listed else None,
+        instance=next((i for i in instances if i.token == replica.token), None),
+        probe=o.probes.get(replica.id),
+        outcome=next((x for x in o.outcomes if x.key == replica.token), None),
+        in_flight=replica.token in o.in_flight,
+        drained=_is_drained(o, replica),
+        readiness=o.specs[replica.version].readiness_probe,
+    )
+
+
+def _is_drained(o: Observation, replica: Replica) -> bool:
+    if o.load is None or replica.drain_revision is None:
+        return False
+    return o.load.table > replica.drain_revision and not o.load.in_flight.get(replica.id)
+
+
+def advance(replica: Replica, seen: Evidence, now: float) -> tuple[Replica | None, tuple[Note, ...]]:
+    """The replica as the evidence makes it (None: it is gone), and a note for each status it went through."""
+    notes: list[Note] = []
+    current = replica
+    while True:
+        after = _STEPS[current.status](current, seen, now)
+        if after is None:
+            return None, tuple(notes)
+        if after.status is current.status:
+            return after, tuple(notes)
+        if after.status not in TRANSITIONS[current.status]:
+            raise ValueError(f"replica {replica.id}: {current.status.value} may not become {after.status.value}")
+        notes.append(_changed(current, after))
+        current = after
+
+
+def move(replica: Replica, status: ReplicaStatus, now: float, detail: str = "") -> Replica:
+    """The replica in another status since now."""
+    return replace(replica, status=status, status_since_at=now, detail=detail)
+
+
+def fail(replica: Replica, failure: Failure, now: float, detail: str) -> Replica:
+    """The replica as failed; whatever runs of it is cleaned up from here on."""
+    return replace(move(replica, _S.FAILED, now, detail), failure=failure, cleaned=replica.offering is None)
+
+
+def _changed(before: Replica, after: Replica) -> Note:
+    text = f"{before.status.value} -> {after.display_status}"
+    facts: dict[str, float | int | str] = {"after_s": round(after.status_since_at - before.status_since_at, 3)}
+    if after.detail:
+        text += f": {after.detail.splitlines()[0]}"
+    return Note(before.id, Reason(ReasonCode.STATUS_CHANGED, text, facts))
+
+
+def _pending(replica: Replica, seen: Evidence, now: float) -> Replica:
+    if seen.instance is not None:
+        return replace(
+            move(replica, _S.PROVISIONING, now), instance_id=seen.instance.id, accepted_at=now, retry_at=None
+        )
+    if seen.outcome is None:
+        return replica
+    outcome = seen.outcome
+    if outcome.kind is OutcomeKind.ACCEPTED:
+        accepted = move(replica, _S.PROVISIONING, now)
+        return replace(accepted, instance_id=outcome.instance_id, accepted_at=outcome.at, retry_at=None)
+    if outcome.kind is OutcomeKind.REJECTED:
+        return fail(replica, Failure.LAUNCH, now, outcome.detail)
+    if outcome.kind is OutcomeKind.UNAVAILABLE:
+        return replace(replica, retry_at=now + UNCLEAR_LAUNCH_RETRY_S, detail=outcome.detail)
+    return replace(replica, offering=None, attempt=replica.attempt + 1, retry_at=None, detail=outcome.detail)
+
+
+def _provisioning(replica: Replica, seen: Evidence, now: float) -> Replica:
+    if seen.instance is None:
+        accepted_at = replica.accepted_at or replica.status_since_at
+        if seen.listed_at is not None and seen.listed_at > accepted_at + LAUNCH_GRACE_S:
+            return fail(replica, Failure.LOST, now, "the provider accepted the launch but no longer knows the instance")
+        return replica
+    ended = _ended(replica, seen.instance, now)
+    if ended is not None:
+        return ended
+    replica = replace(replica, instance_id=seen.instance.id)
+    if seen.instance.state in (InstanceState.SETUP, InstanceState.RUNNING):
+        return replace(move(replica, _S.STARTING, now), setup_started_at=seen.instance.setup_started_at)
+    return replica
+
+
+def _starting(replica: Replica, seen: Evidence, now: float) -> Replica:
+    gone = _gone(replica, seen, now)
+    if gone is not None:
+        return gone
+    if seen.instance is not None and seen.instance.address:
+        replica = replace(replica, endpoint=seen.instance.address)
+    if seen.probe is not None and seen.probe.ok and seen.probe.at >= replica.status_since_at and replica.endpoint:
+        ready = move(replica, _S.READY, now)
+        return replace(ready, first_ready_at=replica.first_ready_at or now, ready_since_at=now)
+    if now >= initial_deadline(replica, seen.readiness):
+        last = f" (last probe: {seen.probe.detail})" if seen.probe else ""
+        waited = f"{seen.readiness.initial_delay_seconds:g}s"
+        return fail(replica, Failure.INITIAL_DELAY, now, f"not ready {waited} after the start of setup{last}")
+    return replica
+
+
+def initial_deadline(replica: Replica, probe: ReadinessProbe) -> float:
+    """When a starting replica must have been ready, Unix seconds; counted from the start of its setup."""
+    return (replica.setup_started_at or replica.status_since_at) + probe.initial_delay_seconds
+
+
+def _ready(replica: Replica, seen: Evidence, now: float) -> Replica:
+    gone = _gone(replica, seen, now)
+    if gone is not None:
+        return gone
+    if seen.probe is not None and not seen.probe.ok and seen.probe.at > replica.status_since_at:
+        return replace(move(replica, _S.NOT_READY, now, seen.probe.detail), ready_since_at=None)
+    return replica
+
+
+def _not_ready(replica: Replica, seen: Evidence, now: float) -> Replica:
+    gone = _gone(replica, seen, now)
+    if gone is not None:
+        return gone
+    if seen.probe is not None and seen.probe.ok and seen.probe.at > replica.status_since_at:
+        return replace(move(replica, _S.READY, now), ready_since_at=now)
+    if now >= probing_deadline(replica, seen.readiness):
+        waited = f"{seen.readiness.consecutive_failure_threshold_timeout:g}s"
+        return fail(replica, Failure.PROBING, now, f"readiness probe failed for {waited}: {replica.detail}")
+    return replica
+
+
+def probing_deadline(replica: Replica, probe: ReadinessProbe) -> float:
+    """When a replica that is not ready any more must be back, Unix seconds."""
+    return replica.status_since_at + probe.consecutive_failure_threshold_timeout
+
+
+def _draining(replica: Replica, seen: Evidence, now: float) -> Replica:
+    if _gone(replica, seen, now) is not None:
+        return move(replica, _S.SHUTTING_DOWN, now, f"{replica.detail}; it ended while draining")
+    if seen.drained:
+        return move(replica, _S.SHUTTING_DOWN, now, f"{replica.detail}; no request is left on it")
+    if replica.drain_until_at is not None and now >= replica.drain_until_at:
+        return move(replica, _S.SHUTTING_DOWN, now, f"{replica.detail}; the drain deadline is reached")
+    return replica
+
+
+def _shutting_down(replica: Replica, seen: Evidence, now: float) -> Replica | None:
+    if seen.instance is not None:
+        return replace(replica, instance_id=seen.instance.id)
+    return replica if _may_still_exist(replica, seen) else None
+
+
+def _failed(replica: Replica, seen: Evidence, now: float) -> Replica:
+    if replica.cleaned or seen.instance is not None or _may_still_exist(replica, seen):
+        return replica
+    return replace(replica, cleaned=True, endpoint=None)
+
+
+def _may_still_exist(replica: Replica, seen: Evidence) -> bool:
+    """Absence counts only in an answer to a question that was asked after we decided to end it."""
+    if replica.offering is None:
+        return False
+    if seen.in_flight or seen.listed_at is None:
+        return True
+    return seen.listed_at <= replica.status_since_at
+
+
+def _gone(replica: Replica, seen: Evidence, now: float) -> Replica | None:
+    """The replica as failed when its instance ended or vanished; None while it lives or its provider is silent."""
+    if seen.instance is not None:
+        return _ended(replica, seen.instance, now)
+    if seen.listed_at is not None and seen.listed_at > replica.status_since_at:
+        return fail(replica, Failure.LOST, now, "the provider no longer knows the instance")
+    return None
+
+
+def _ended(replica: Replica, instance: Instance, now: float) -> Replica | None:
+    if instance.state is InstanceState.PREEMPTED:
+        return fail(replica, Failure.PREEMPTED, now, instance.detail or "the provider took the machine back")
+    if instance.state in (InstanceState.EXITED, InstanceState.STOPPING):
+        phase = instance.failed_phase or "run"
+        code = "" if instance.exit_code is None else f" with exit code {instance.exit_code}"
+        logs = f"\n{instance.detail}" if instance.detail else ""
+        return fail(replica, Failure.APP_EXIT, now, f"{phase} ended{code}{logs}")
+    return None
+
+
+_STEPS: dict[ReplicaStatus, Callable[[Replica, Evidence, float], Replica | None]] = {
+    _S.PENDING: _pending,
+    _S.PROVISIONING: _provisioning,
+    _S.STARTING: _starting,
+    _S.READY: _ready,
+    _S.NOT_READY: _not_ready,
+    _S.DRAINING: _draining,
+    _S.SHUTTING_DOWN: _shutting_down,
+    _S.FAILED: _failed,
+}

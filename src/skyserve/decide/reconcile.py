@@ -1,0 +1,132 @@
+"""`decide`: the only entry. Straight through: what became of each replica, how many are wanted, which to launch where,
+which to let go, what must be cleaned up, and why nothing more is done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from skyserve.decide import autoscale, backoff, launching, lifecycle, placement, removal, rollout
+from skyserve.decide.draft import Draft
+from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
+from skyserve.model.evidence import Listing
+from skyserve.model.replica import Replica, ReplicaStatus
+from skyserve.model.routing import Endpoint
+
+LONGEST_SLEEP_S = 10.0
+"""A service is looked at this often even when nothing is expected to happen."""
+RECHECK_S = 0.5
+"""And this often while an instance is expected to disappear, which only a later listing can show."""
+
+
+def decide(o: Observation) -> Plan:
+    """What to do about a service, given what was observed. Pure: the same observation gives the same plan."""
+    draft = Draft(o, list(o.replicas), o.memory, o.next_replica_id)
+    _advance(draft)
+    _learn(draft)
+    _aim(draft)
+    removal.on_request(draft)
+    if o.wanted:
+        _follow_target(draft)
+    else:
+        removal.take_down(draft)
+    removal.clean_up(draft)
+    removal.forget_failed(draft)
+    _explain_silence(draft)
+    return _plan(draft)
+
+
+def _advance(draft: Draft) -> None:
+    """What became of each replica; and those of older versions that may count as the latest."""
+    for replica in draft.o.replicas:
+        after, changes = lifecycle.advance(replica, lifecycle.gather(draft.o, replica), draft.o.now)
+        draft.notes += changes
+        if after is None:
+            draft.drop(replica)
+            draft.notes.append(Note(replica.id, Reason(ReasonCode.FORGOTTEN, "nothing of it is left")))
+        else:
+            draft.put(after)
+    if draft.o.wanted:
+        relabelled, notes = rollout.relabel(draft.o, draft.replicas)
+        draft.replicas = list(relabelled)
+        draft.notes += notes
+
+
+def _learn(draft: Draft) -> None:
+    o = draft.o
+    failures = backoff.remember(o.memory.failures, o.replicas, draft.replicas, o.now)
+    cooldowns = placement.remember(o, o.replicas, draft.replicas)
+    draft.memory = replace(draft.memory, failures=failures, cooldowns=cooldowns)
+
+
+def _aim(draft: Draft) -> None:
+    aimed = autoscale.target(draft.o)
+    draft.target = aimed.count
+    draft.memory = replace(draft.memory, autoscale=aimed.memory)
+    draft.notes += aimed.notes
+    if aimed.wake_at is not None:
+        draft.wake.append(aimed.wake_at)
+
+
+def _follow_target(draft: Draft) -> None:
+    split = rollout.split(draft.o, draft.replicas, draft.target)
+    for replica, because in split.remove:
+        removal.let_go(draft, replica, because)
+    launching.add_missing(draft, split.launch)
+    launching.place_pending(draft, split.launch_because)
+
+
+def _explain_silence(draft: Draft) -> None:
+    for name, answer in sorted(draft.o.providers.items()):
+        if not isinstance(answer, Listing):
+            text = f"{name} does not answer, so nothing is concluded about its replicas: {answer.why}"
+            facts: dict[str, float | int | str] = {"silent_s": round(draft.o.now - answer.since_at, 1)}
+            draft.waiting.append(Reason(ReasonCode.PROVIDER_SILENT, text, facts))
+
+
+def _plan(draft: Draft) -> Plan:
+    now = draft.o.now
+    return Plan(
+        replicas=tuple(draft.replicas),
+        actions=tuple(draft.actions),
+        endpoints=_endpoints(draft),
+        memory=draft.memory,
+        next_replica_id=draft.next_replica_id,
+        wake_at=max(now, min([now + LONGEST_SLEEP_S, *_deadlines(draft), *draft.wake])),
+        target=draft.target,
+        notes=tuple(draft.notes),
+        waiting=tuple(draft.waiting),
+        finished=removal.is_finished(draft),
+    )
+
+
+def _deadlines(draft: Draft) -> list[float]:
+    instants: list[float] = []
+    for replica in draft.replicas:
+        probe = draft.o.specs[replica.version].readiness_probe
+        if replica.status is ReplicaStatus.STARTING:
+            instants.append(lifecycle.initial_deadline(replica, probe))
+        elif replica.status is ReplicaStatus.NOT_READY:
+            instants.append(lifecycle.probing_deadline(replica, probe))
+        elif replica.status is ReplicaStatus.DRAINING and replica.drain_until_at is not None:
+            instants.append(replica.drain_until_at)
+        elif replica.status is ReplicaStatus.SHUTTING_DOWN or _is_uncleaned(replica):
+            instants.append(draft.o.now + RECHECK_S)
+    return instants
+
+
+def _is_uncleaned(replica: Replica) -> bool:
+    return replica.status is ReplicaStatus.FAILED and not replica.cleaned
+
+
+def _endpoints(draft: Draft) -> tuple[Endpoint, ...]:
+    """The routing table's rows. What is no longer routed to is listed as draining: it keeps the requests it has."""
+    routed = rollout.routed_versions(draft.o, draft.replicas, draft.target)
+    rows: list[Endpoint] = []
+    for replica in draft.replicas:
+        if replica.endpoint is None:
+            continue
+        if replica.status is ReplicaStatus.READY and replica.version in routed:
+            rows.append(Endpoint(replica.id, replica.endpoint))
+        elif replica.status in (ReplicaStatus.READY, ReplicaStatus.NOT_READY, ReplicaStatus.DRAINING):
+            rows.append(Endpoint(replica.id, replica.endpoint, draining=True))
+    return tuple(rows)

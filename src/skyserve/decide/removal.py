@@ -1,0 +1,109 @@
+"""Letting go: drain what serves, end what does not, sweep what nobody owns, forget what was kept to be looked at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from skyserve.decide import lifecycle
+from skyserve.decide.draft import Draft
+from skyserve.model.decision import Drain, Note, Reason, ReasonCode, Terminate
+from skyserve.model.evidence import Instance, InstanceState, Listing
+from skyserve.model.replica import ALIVE, SERVING, Replica, ReplicaStatus
+
+DRAIN_S = 120.0
+"""How long a replica that is replaced or no longer needed may finish what it has."""
+DOWN_DRAIN_S = 30.0
+"""The same when the whole service goes down."""
+KEEP_FAILED = 3
+"""How many failed replicas keep their rows, for people to look at."""
+KEEP_FAILED_S = 3600.0
+"""How long they keep them."""
+
+
+def let_go(draft: Draft, replica: Replica, because: Reason, *, grace_s: float = DRAIN_S) -> None:
+    """Serving replicas drain first; others have nothing to finish. One that was never asked for is simply dropped."""
+    o = draft.o
+    if replica.offering is None:
+        draft.drop(replica)
+        draft.notes.append(Note(replica.id, because))
+        return
+    removed = replace(replica, removal=because.code.value)
+    if replica.status in SERVING and grace_s > 0:
+        until = o.now + grace_s
+        draining = lifecycle.move(removed, ReplicaStatus.DRAINING, o.now, because.text)
+        draft.put(replace(draining, drain_until_at=until, drain_revision=o.revision))
+        draft.actions.append(Drain(replica.id, until, because))
+    else:
+        draft.put(lifecycle.move(removed, ReplicaStatus.SHUTTING_DOWN, o.now, because.text))
+        draft.notes.append(Note(replica.id, because))
+
+
+def on_request(draft: Draft) -> None:
+    """Remove the replicas that the user named."""
+    because = Reason(ReasonCode.USER_REQUEST, "the user asked for its removal")
+    for replica in [r for r in draft.replicas if r.id in draft.o.evict]:
+        if replica.status in ALIVE:
+            let_go(draft, replica, because)
+        elif replica.status is ReplicaStatus.FAILED and replica.cleaned:
+            draft.drop(replica)
+
+
+def take_down(draft: Draft) -> None:
+    """Remove everything of a service that the user took down."""
+    because = Reason(ReasonCode.SERVICE_DOWN, "the user took the service down")
+    grace_s = 0.0 if draft.o.purge else DOWN_DRAIN_S
+    for replica in draft.replicas:
+        if replica.status in ALIVE:
+            let_go(draft, replica, because, grace_s=grace_s)
+        elif replica.status is ReplicaStatus.DRAINING and replica.drain_until_at is not None:
+            draft.put(replace(replica, drain_until_at=min(replica.drain_until_at, draft.o.now + grace_s)))
+        elif replica.status is ReplicaStatus.FAILED and replica.cleaned:
+            draft.drop(replica)
+
+
+def clean_up(draft: Draft) -> None:
+    """End every listed instance that no living row stands for: those being removed, failed ones, and orphans."""
+    owners = {r.token: r for r in draft.replicas}
+    for listing in draft.o.providers.values():
+        for instance in listing.instances if isinstance(listing, Listing) else ():
+            owner = owners.get(instance.token)
+            because = _why_terminate(owner, instance)
+            under_way = instance.id in draft.o.in_flight or instance.state is InstanceState.STOPPING
+            if because is not None and not under_way:
+                replica_id = owner.id if owner else None
+                draft.actions.append(Terminate(instance.provider, instance.id, replica_id, because))
+
+
+def _why_terminate(owner: Replica | None, instance: Instance) -> Reason | None:
+    if owner is None:
+        return Reason(ReasonCode.ORPHAN, f"instance {instance.id} carries our tag, but no replica stands for it")
+    if owner.status is ReplicaStatus.FAILED:
+        if owner.cleaned:
+            return Reason(ReasonCode.ORPHAN, f"instance {instance.id} of failed replica {owner.id} came back")
+        first_line = owner.detail.partition("\n")[0]
+        return Reason(ReasonCode.FAILED_CLEANUP, f"{owner.display_status}: {first_line}")
+    if owner.status is ReplicaStatus.SHUTTING_DOWN:
+        code = ReasonCode(owner.removal) if owner.removal else ReasonCode.ABOVE_TARGET
+        return Reason(code, owner.detail or "no longer needed")
+    return None
+
+
+def forget_failed(draft: Draft) -> None:
+    """Failed rows stay for people to look at, but neither many nor long."""
+    failed = [r for r in draft.replicas if r.status is ReplicaStatus.FAILED and r.cleaned]
+    newest_first = sorted(failed, key=lambda r: (-r.status_since_at, -r.id))
+    for position, replica in enumerate(newest_first):
+        if position >= KEEP_FAILED or draft.o.now - replica.status_since_at >= KEEP_FAILED_S:
+            draft.drop(replica)
+
+
+def is_finished(draft: Draft) -> bool:
+    """A service that was taken down is finished when nothing of it is left; a purge does not wait for the silent."""
+    o = draft.o
+    if o.wanted:
+        return False
+    answers = [x for x in o.providers.values() if isinstance(x, Listing)]
+    if any(x.instances for x in answers):
+        return False
+    everybody_answered = len(answers) == len(o.providers)
+    return (everybody_answered and not draft.replicas) or (o.purge and not everybody_answered)

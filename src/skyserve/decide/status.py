@@ -1,0 +1,25 @@
+"""Replicas -> the state of the service as a whole. Never better than the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from skyserve.decide import backoff
+from skyserve.model.decision import Memory
+from skyserve.model.replica import ALIVE, Replica, ReplicaStatus
+from skyserve.model.service import ServiceStatus
+
+
+def service_status(
+    replicas: Sequence[Replica], memory: Memory, *, wanted: bool, latest_version: int, target: int
+) -> ServiceStatus:
+    """READY with one ready replica; FAILED when none is and the latest version keeps failing; see ServiceStatus."""
+    if not wanted:
+        return ServiceStatus.SHUTTING_DOWN
+    if any(r.status is ReplicaStatus.READY for r in replicas):
+        return ServiceStatus.READY
+    if backoff.judge(memory.failures, latest_version, target).failed:
+        return ServiceStatus.FAILED
+    if target == 0 and not any(r.status in ALIVE for r in replicas):
+        return ServiceStatus.NO_REPLICA
+    return ServiceStatus.REPLICA_INIT

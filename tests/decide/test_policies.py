@@ -1,0 +1,258 @@
+"""Autoscaling, placement, back-off, rollout and the service's status, each on its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.decide.builders import HERE, NOW, THERE, instance, listing, load, observation, replica, spec
+
+from skyserve.decide import autoscale, backoff, placement, rollout
+from skyserve.decide.reconcile import decide
+from skyserve.decide.status import service_status
+from skyserve.model.decision import (
+    AutoscaleMemory,
+    Cooldown,
+    Drain,
+    FailureMemory,
+    Launch,
+    Memory,
+    Observation,
+    ReasonCode,
+    Terminate,
+)
+from skyserve.model.evidence import Listing, Outcome, OutcomeKind, Silent
+from skyserve.model.replica import Failure, ReplicaStatus
+from skyserve.model.service import ReplicaPolicy, UpdateMode
+
+S = ReplicaStatus
+SCALING = ReplicaPolicy(1, 10, target_qps_per_replica=2.0)
+
+
+def scaled(qps: float, memory: AutoscaleMemory, policy: ReplicaPolicy = SCALING, **more: object) -> autoscale.Target:
+    specs = {1: spec(replica_policy=policy)}
+    report = load(arrivals_per_s=qps, **more)
+    return autoscale.target(observation(specs=specs, load=report, memory=Memory(autoscale=memory)))
+
+
+def test_a_fixed_number_is_the_target() -> None:
+    assert autoscale.target(observation(specs={1: spec(3)})).count == 3
+
+
+def test_demand_must_last_for_the_upscale_delay() -> None:
+    first = scaled(9.0, AutoscaleMemory(1))
+    assert (first.count, first.memory.above_since_at) == (1, NOW)
+    assert first.wake_at == NOW + 300
+    assert scaled(9.0, AutoscaleMemory(1, above_since_at=NOW - 299)).count == 1
+    assert scaled(9.0, AutoscaleMemory(1, above_since_at=NOW - 300)).count == 5
+
+
+def test_idleness_must_last_for_the_downscale_delay() -> None:
+    assert scaled(0.0, AutoscaleMemory(5, below_since_at=NOW - 1199)).count == 5
+    decided = scaled(0.0, AutoscaleMemory(5, below_since_at=NOW - 1200))
+    assert decided.count == 1
+    assert decided.notes[0].because.code is ReasonCode.SCALED
+    assert decided.notes[0].because.facts["qps"] == 0.0
+
+
+def test_from_zero_it_scales_at_once_for_a_held_request() -> None:
+    policy = replace(SCALING, min_replicas=0)
+    assert scaled(0.0, AutoscaleMemory(0), policy).count == 0
+    assert scaled(0.0, AutoscaleMemory(0), policy, held=1).count == 1
+
+
+def test_a_request_under_way_keeps_the_last_replica() -> None:
+    policy = replace(SCALING, min_replicas=0)
+    idle = AutoscaleMemory(1, below_since_at=NOW - 5000)
+    assert scaled(0.0, idle, policy, in_flight={1: 1}).count == 1
+    assert scaled(0.0, idle, policy).count == 0
+
+
+def test_without_a_report_the_target_stays() -> None:
+    specs = {1: spec(replica_policy=SCALING)}
+    assert autoscale.target(observation(specs=specs, memory=Memory(autoscale=AutoscaleMemory(4)))).count == 4
+
+
+def test_overprovision_comes_on_top() -> None:
+    policy = ReplicaPolicy(2, 2, num_overprovision=1)
+    assert autoscale.target(observation(specs={1: spec(replica_policy=policy)})).count == 3
+
+
+def test_the_first_pool_that_is_not_cooling_is_taken_and_the_others_explained() -> None:
+    cooling = Cooldown(HERE.pool, NOW + 5, 1, "full")
+    choice = placement.choose((HERE, THERE), (cooling,), NOW)
+    assert choice.offering == THERE
+    assert choice.rejected == ((HERE.pool, "cooling for 5.0s: full"),)
+    choice = placement.choose((HERE, THERE), (), NOW)
+    assert choice.offering == HERE
+    assert choice.rejected == ((THERE.pool, "dearer: $1.00/h"),)
+
+
+def test_with_every_pool_cooling_the_wait_is_known() -> None:
+    choice = placement.choose((HERE,), (Cooldown(HERE.pool, NOW + 5, 1, "full"),), NOW)
+    assert (choice.offering, choice.retry_at, choice.why) == (None, NOW + 5, "full")
+
+
+def refused(strikes: int, until_at: float) -> Cooldown:
+    pending = replica(1, S.PENDING)
+    outcome = Outcome(pending.token, OutcomeKind.CAPACITY, NOW, detail="full")
+    memory = Memory(cooldowns=(Cooldown(HERE.pool, until_at, strikes, "full"),)) if strikes else Memory()
+    o = observation(outcomes=(outcome,), replicas=(pending,), memory=memory)
+    (cooldown,) = placement.remember(o, (pending,), (replace(pending, offering=None),))
+    return cooldown
+
+
+def test_refusals_double_the_cooldown_and_time_forgives() -> None:
+    assert refused(0, 0).until_at == NOW + 2
+    assert refused(1, NOW - 1).until_at == NOW + 4
+    assert refused(4, NOW - 1).until_at == NOW + 32
+    assert refused(20, NOW - 1).until_at == NOW + placement.LONGEST_COOLDOWN_S
+    assert refused(4, NOW - placement.STRIKES_FADE_S - 1).strikes == 1
+
+
+def test_capacity_given_back_is_asked_for_at_once() -> None:
+    leaving = replica(1, S.SHUTTING_DOWN)
+    memory = Memory(cooldowns=(Cooldown(HERE.pool, NOW + 50, 3, "full"),))
+    o = observation(replicas=(leaving,), memory=memory)
+    (cooldown,) = placement.remember(o, (leaving,), ())
+    assert cooldown.until_at == NOW
+
+
+@pytest.mark.parametrize(("failures", "wait_s"), [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4), (7, 8), (60, 300)])
+def test_waits_double_with_every_round_of_two_replicas(failures: int, wait_s: float) -> None:
+    memory = (FailureMemory(1, failures, NOW, ever_ready=True),)
+    verdict = backoff.judge(memory, 1, target=2)
+    assert verdict.launch_at == (NOW + wait_s if wait_s else 0)
+    assert not verdict.gave_up
+
+
+def test_only_a_version_that_was_never_ready_is_given_up() -> None:
+    assert backoff.judge((FailureMemory(1, 8, NOW),), 1, target=1).gave_up
+    assert not backoff.judge((FailureMemory(1, 8, NOW, ever_ready=True),), 1, target=1).gave_up
+
+
+def test_a_neighbour_that_was_ready_before_does_not_excuse_a_crash_loop() -> None:
+    memory = (FailureMemory(1, 5, NOW - 40, ever_ready=True),)
+    old = replica(1, ready_since_at=NOW - 1000)
+    young = replica(2, ready_since_at=NOW - 31)
+    assert backoff.remember(memory, (), (old,), NOW)[0].consecutive == 5
+    assert backoff.remember(memory, (), (old, young), NOW)[0].consecutive == 0
+
+
+def test_preemption_is_not_the_versions_fault() -> None:
+    lost = replica(1, S.FAILED, failure=Failure.PREEMPTED)
+    assert backoff.remember((), (replica(1),), (lost,), NOW)[0].consecutive == 0
+
+
+def rolled(*replicas: object, target: int = 2, mode: UpdateMode = UpdateMode.ROLLING) -> rollout.Split:
+    specs = {1: spec(target), 2: spec(target, run="other")}
+    o: Observation = observation(specs=specs, latest_version=2, update_mode=mode, replicas=replicas)
+    return rollout.split(o, o.replicas, target)
+
+
+def test_rolling_starts_one_more_and_keeps_the_old() -> None:
+    split = rolled(replica(1), replica(2))
+    assert (split.launch, split.remove) == (1, ())
+    assert split.launch_because.code is ReasonCode.NEW_VERSION
+
+
+def test_rolling_lets_one_old_go_for_each_new_that_is_ready() -> None:
+    split = rolled(replica(1), replica(2), replica(3, version=2))
+    assert [(r.id, why.code) for r, why in split.remove] == [(2, ReasonCode.OLD_VERSION)]
+
+
+def test_rolling_drops_old_replicas_that_never_served() -> None:
+    split = rolled(replica(1), replica(2, S.STARTING))
+    assert [r.id for r, _ in split.remove] == [2]
+
+
+def test_blue_green_starts_all_and_switches_at_once() -> None:
+    both = (replica(1), replica(2))
+    assert rolled(*both, mode=UpdateMode.BLUE_GREEN).launch == 2
+    one_new = (*both, replica(3, version=2))
+    assert not rolled(*one_new, mode=UpdateMode.BLUE_GREEN).remove
+    all_new = (*one_new, replica(4, version=2))
+    assert [r.id for r, _ in rolled(*all_new, mode=UpdateMode.BLUE_GREEN).remove] == [1, 2]
+
+
+def test_scaling_down_takes_those_that_serve_least_and_the_newest() -> None:
+    alive = (replica(1), replica(2), replica(3, S.STARTING), replica(4, S.NOT_READY), replica(5))
+    split = rollout.split(observation(replicas=alive), alive, 2)
+    assert [r.id for r, _ in split.remove] == [3, 4, 5]
+
+
+def test_scaled_down_ready_replicas_drain_and_others_end() -> None:
+    alive = (replica(1), replica(2), replica(3, S.STARTING))
+    o = observation(replicas=alive, specs={1: spec(1)}, providers=listing(*alive))
+    plan = decide(o)
+    assert [a.replica_id for a in plan.actions if isinstance(a, Drain)] == [2]
+    assert [a.replica_id for a in plan.actions if isinstance(a, Terminate)] == [3]
+    assert [(e.replica_id, e.draining) for e in plan.endpoints] == [(1, False), (2, True)]
+
+
+def test_a_dead_replica_is_replaced_in_the_same_step() -> None:
+    alive = (replica(1), replica(2))
+    seen = {"local": Listing(NOW, (instance(alive[0]),))}
+    plan = decide(observation(replicas=alive, providers=seen, next_replica_id=3))
+    (launch,) = [a for a in plan.actions if isinstance(a, Launch)]
+    assert launch.replica.id == 3
+    assert launch.because.code is ReasonCode.REPLACE_FAILED
+    assert launch.because.facts["replaces"] == 2
+    assert [e.replica_id for e in plan.endpoints] == [1]
+
+
+def test_a_crash_loop_waits_and_says_so() -> None:
+    memory = Memory(failures=(FailureMemory(1, 5, NOW - 1, detail="run ended with exit code 1"),))
+    plan = decide(observation(memory=memory))
+    assert not plan.actions
+    assert plan.waiting[0].code is ReasonCode.CRASH_LOOP_BACKOFF
+    assert plan.wake_at == NOW - 1 + 4
+
+
+def test_nothing_offered_leaves_pending_replicas_with_the_reason() -> None:
+    plan = decide(observation(offerings=()))
+    assert [r.status for r in plan.replicas] == [S.PENDING, S.PENDING]
+    assert {w.code for w in plan.waiting} == {ReasonCode.NO_OFFERING}
+
+
+def test_a_purge_does_not_wait_for_the_silent() -> None:
+    silent = {"local": Silent(NOW - 60, "timeout")}
+    assert not decide(observation(wanted=False, replicas=(replica(1),), providers=silent)).finished
+    assert decide(observation(wanted=False, purge=True, replicas=(replica(1),), providers=silent)).finished
+
+
+def test_going_down_shortens_a_drain_that_had_begun() -> None:
+    draining = replica(1, S.DRAINING, drain_until_at=NOW + 120, drain_revision=1)
+    plan = decide(observation(wanted=False, replicas=(draining,), providers=listing(draining)))
+    assert plan.replicas[0].drain_until_at == NOW + 30
+
+
+def test_failed_rows_are_kept_for_people_but_not_for_ever() -> None:
+    rows = tuple(
+        replica(i, S.FAILED, failure=Failure.APP_EXIT, cleaned=True, status_since_at=NOW - 10 * i) for i in range(1, 7)
+    )
+    kept = [r.id for r in decide(observation(replicas=rows, next_replica_id=7)).replicas if r.status is S.FAILED]
+    assert kept == [1, 2, 3]
+    old = (replace(rows[0], status_since_at=NOW - 3600),)
+    assert not [r for r in decide(observation(replicas=old, next_replica_id=7)).replicas if r.status is S.FAILED]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "failures", "expected"),
+    [
+        ((S.READY, S.FAILED), 9, "READY"),
+        ((S.STARTING,), 0, "REPLICA_INIT"),
+        ((S.STARTING,), 6, "FAILED"),
+        ((), 6, "FAILED"),
+        ((S.NOT_READY,), 0, "REPLICA_INIT"),
+    ],
+)
+def test_the_service_status_is_truthful(replicas: tuple[S, ...], failures: int, expected: str) -> None:
+    rows = [replica(i, status) for i, status in enumerate(replicas, 1)]
+    memory = Memory(failures=(FailureMemory(1, failures, NOW),))
+    assert service_status(rows, memory, wanted=True, latest_version=1, target=2).value == expected
+    assert service_status(rows, memory, wanted=False, latest_version=1, target=2).value == "SHUTTING_DOWN"
+
+
+def test_a_service_scaled_to_zero_has_no_replica() -> None:
+    assert service_status((), Memory(), wanted=True, latest_version=1, target=0).value == "NO_REPLICA"
