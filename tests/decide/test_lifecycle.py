@@ -193,3 +193,14 @@ def test_a_failed_replica_is_cleaned_once_its_instance_is_gone() -> None:
         result = after(failed, providers=seen)
         assert result is not None
         assert result.cleaned is cleaned
+
+
+def test_last_words_that_come_after_the_end_are_kept() -> None:
+    stopping = replica(1)
+    result = after(stopping, providers=with_instance(stopping, InstanceState.STOPPING))
+    assert result is not None
+    assert result.detail == "run ended"
+    seen = with_instance(stopping, InstanceState.EXITED, exit_code=3, detail="boom")
+    later = after(replace(result, status_since_at=NOW - 1), providers=seen)
+    assert later is not None
+    assert later.detail == "run ended with exit code 3\nboom"

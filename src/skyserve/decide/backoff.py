@@ -47,7 +47,7 @@ def remember(
             if since is not None and since >= entry.last_at and now - since >= STABLE_AFTER_S:
                 entry = replace(entry, consecutive=0, detail="")
         elif _newly_failed(replica, was_failed):
-            entry = replace(entry, consecutive=entry.consecutive + 1, last_at=now, detail=replica.detail)
+            entry = replace(entry, consecutive=entry.consecutive + 1, last_at=now, detail=replica.first_line)
         by_version[replica.version] = entry
     return tuple(by_version[version] for version in sorted(by_version) if _worth_keeping(by_version[version], after))
 

@@ -84,7 +84,7 @@ def _changed(before: Replica, after: Replica) -> Note:
     text = f"{before.status.value} -> {after.display_status}"
     facts: dict[str, float | int | str] = {"after_s": round(after.status_since_at - before.status_since_at, 3)}
     if after.detail:
-        text += f": {after.detail.splitlines()[0]}"
+        text += f": {after.first_line}"
     return Note(before.id, Reason(ReasonCode.STATUS_CHANGED, text, facts))
 
 
@@ -185,7 +185,9 @@ def _shutting_down(replica: Replica, seen: Evidence, now: float) -> Replica | No
 
 
 def _failed(replica: Replica, seen: Evidence, now: float) -> Replica:
-    if replica.cleaned or seen.instance is not None or _may_still_exist(replica, seen):
+    if seen.instance is not None and not replica.cleaned:
+        return replace(replica, detail=_last_words(replica, seen.instance))
+    if replica.cleaned or _may_still_exist(replica, seen):
         return replica
     return replace(replica, cleaned=True, endpoint=None)
 
@@ -212,11 +214,20 @@ def _ended(replica: Replica, instance: Instance, now: float) -> Replica | None:
     if instance.state is InstanceState.PREEMPTED:
         return fail(replica, Failure.PREEMPTED, now, instance.detail or "the provider took the machine back")
     if instance.state in (InstanceState.EXITED, InstanceState.STOPPING):
-        phase = instance.failed_phase or "run"
-        code = "" if instance.exit_code is None else f" with exit code {instance.exit_code}"
-        logs = f"\n{instance.detail}" if instance.detail else ""
-        return fail(replica, Failure.APP_EXIT, now, f"{phase} ended{code}{logs}")
+        return fail(replica, Failure.APP_EXIT, now, _exit_text(instance))
     return None
+
+
+def _exit_text(instance: Instance) -> str:
+    code = "" if instance.exit_code is None else f" with exit code {instance.exit_code}"
+    logs = f"\n{instance.detail}" if instance.detail else ""
+    return f"{instance.failed_phase or 'run'} ended{code}{logs}"
+
+
+def _last_words(replica: Replica, instance: Instance) -> str:
+    """Exit code and last log lines of an application may come only after its end, when its children have ended too."""
+    told = replica.failure is Failure.APP_EXIT and instance.state is InstanceState.EXITED
+    return _exit_text(instance) if told else replica.detail
 
 
 _STEPS: dict[ReplicaStatus, Callable[[Replica, Evidence, float], Replica | None]] = {

@@ -80,8 +80,7 @@ def _why_terminate(owner: Replica | None, instance: Instance) -> Reason | None:
     if owner.status is ReplicaStatus.FAILED:
         if owner.cleaned:
             return Reason(ReasonCode.ORPHAN, f"instance {instance.id} of failed replica {owner.id} came back")
-        first_line = owner.detail.partition("\n")[0]
-        return Reason(ReasonCode.FAILED_CLEANUP, f"{owner.display_status}: {first_line}")
+        return Reason(ReasonCode.FAILED_CLEANUP, f"{owner.display_status}: {owner.first_line}")
     if owner.status is ReplicaStatus.SHUTTING_DOWN:
         code = ReasonCode(owner.removal) if owner.removal else ReasonCode.ABOVE_TARGET
         return Reason(code, owner.detail or "no longer needed")

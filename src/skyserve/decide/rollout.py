@@ -121,7 +121,7 @@ def _why_launch(
     if failed:
         last = max(failed, key=lambda r: r.status_since_at)
         facts["replaces"] = last.id
-        text += f"; replica {last.id} failed: {last.display_status}"
+        text += f"; replica {last.id} {last.display_status}: {last.first_line}"
         return Reason(ReasonCode.REPLACE_FAILED, text, facts)
     return Reason(ReasonCode.BELOW_TARGET, text, facts)
 

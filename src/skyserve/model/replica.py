@@ -96,6 +96,11 @@ class Replica:
     cleaned: bool = False
 
     @property
+    def first_line(self) -> str:
+        """The detail without the log lines that may follow it."""
+        return self.detail.partition("\n")[0]
+
+    @property
     def display_status(self) -> str:
         """The status in the words that users of the field know: `READY`, `FAILED_PROBING`, `PREEMPTED`, ..."""
         if self.status is not ReplicaStatus.FAILED or self.failure is None:
