@@ -1,0 +1,1 @@
+"""The hands: whatever can run a replica, behind one small contract (`base`)."""
