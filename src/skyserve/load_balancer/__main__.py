@@ -1,0 +1,129 @@
+"""`python -m skyserve.load_balancer`: one door for one service, in a process of its own.
+
+It knows the command line, signals and exit codes; all else is in the modules it puts together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+from skyserve.load_balancer.door import Door
+from skyserve.load_balancer.server import Server, open_listener
+from skyserve.load_balancer.sync import AdminServer, TableFile
+
+EXIT_PORT_IN_USE = 98
+"""Exit code when something else listens on the port."""
+
+GRACE_S = 10.0
+"""How long requests under way may go on after SIGTERM."""
+
+logger = logging.getLogger("skyserve.load_balancer")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; the exit code."""
+    options = _parser().parse_args(argv)
+    directory: Path = options.dir
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    os.umask(0o077)
+    _raise_file_limit()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        listener = open_listener(options.host, options.port)
+    except OSError as error:
+        logger.error("cannot listen on %s port %d: %s", options.host, options.port, error.strerror)
+        return EXIT_PORT_IN_USE if error.errno == errno.EADDRINUSE else 1
+    try:
+        tls = _tls(options.tls_keyfile, options.tls_certfile)
+    except OSError as error:  # ssl.SSLError is one
+        logger.error("cannot use the TLS key and certificate: %s", error)
+        listener.close()
+        return 1
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(options.service, directory, options.socket, listener, tls))
+
+
+async def _serve(
+    service: str, directory: Path, admin_path: Path, listener: socket.socket, tls: ssl.SSLContext | None
+) -> int:
+    loop = asyncio.get_running_loop()
+    door = Door(os.urandom(8).hex(), loop.time, Random())
+    server = Server(door)
+    tables = TableFile(directory)
+    port: int = listener.getsockname()[1]
+    admin = AdminServer(door, tables, port, server.stop)
+    kept = tables.load()
+    if kept is not None:
+        door.apply(kept)
+    try:
+        await admin.start(admin_path)
+    except OSError as error:
+        logger.error("cannot open the admin socket %s: %s", admin_path, error)
+        listener.close()
+        return 1
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop, GRACE_S)
+        await server.start(listener, tls)
+        gc.collect()
+        gc.freeze()  # what is here now stays: no need to look at it again and again
+        logger.info("service %s: serving on port %d, routing table %d", service, port, door.table.number)
+        await server.stopped
+    finally:
+        admin.close()
+    await asyncio.sleep(0)  # let closed transports say goodbye
+    logger.info("service %s: stopped", service)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m skyserve.load_balancer", description="The door of one service.")
+    parser.add_argument("--service", required=True, help="name of the service, for the log")
+    parser.add_argument("--dir", required=True, type=Path, help="directory that keeps the last routing table")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=30001, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--tls-keyfile", type=Path, help="private key of the endpoint; with it clients speak HTTPS")
+    parser.add_argument("--tls-certfile", type=Path, help="its certificate")
+    parser.add_argument("--socket", required=True, type=Path, help="path of the admin socket")
+    return parser
+
+
+def _tls(keyfile: Path | None, certfile: Path | None) -> ssl.SSLContext | None:
+    if keyfile is None or certfile is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certfile, keyfile)
+    return context
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+def _raise_file_limit() -> None:
+    """Each stream takes two descriptors; take all that we may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,516 @@
+"""One request on its way: to a replica, to another one when that is safe, and the answer back.
+
+It knows the rules of HTTP between client and replica and when a request may be repeated. It must not know how clients'
+connections are kept, nor how a replica is chosen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from skyserve.load_balancer.door import Door, Page
+from skyserve.load_balancer.framing import (
+    BadMessage,
+    Body,
+    ChunkedBody,
+    RequestHead,
+    ResponseHead,
+    UntilCloseBody,
+    head_end,
+    parse_response_head,
+    request_body,
+    response_body,
+)
+from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes, response_bytes
+from skyserve.load_balancer.upstream import UpstreamConnection, connect
+
+KEPT_LIMIT = 1024 * 1024
+"""Bytes of a request body that are kept, so that the request can be sent once more."""
+
+HELD_BODY_LIMIT = 64 * 1024
+"""Bytes of a request body that are read while there is no replica to send them to."""
+
+MAX_SENT = 3
+"""Replicas that one request may be sent to. A refused connection does not count: nothing was sent."""
+
+STALE_WINDOW_S = 1.0
+"""A connection out of the pool that ends this soon had most likely been closed before the request reached it."""
+
+_SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+
+
+class Client(Protocol):
+    """The client's connection, as an exchange sees it. `peer` is its IP address, `scheme` http or https."""
+
+    peer: bytes
+    scheme: bytes
+    write_paused: bool
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        ...
+
+    def half_close(self) -> None:
+        """Send no more, but read on."""
+        ...
+
+    def over(self, *, keep: bool) -> None:
+        """The answer is complete; `keep` the connection for the next request, or close it."""
+        ...
+
+    def cut(self, *, reset: bool) -> None:
+        """The answer broke off: close so that the client can tell, by a reset where the end means the end."""
+        ...
+
+    def update_reading(self) -> None:
+        """Whether more of the request is wanted may have changed."""
+        ...
+
+
+class Exchange:
+    """One request and its answer. It is counted on a replica's page from the choice to its end."""
+
+    __slots__ = (
+        "_active_at",
+        "_client",
+        "_client_ended",
+        "_connecting",
+        "_connection",
+        "_decoding",
+        "_door",
+        "_head",
+        "_kept",
+        "_kept_size",
+        "_page",
+        "_partial",
+        "_reader",
+        "_response",
+        "_seen",
+        "_sent_at",
+        "_sent_to",
+        "_stays",
+        "_tried",
+        "_upstream_ended",
+        "body",
+        "hold_until",
+        "tunnel",
+    )
+
+    def __init__(self, door: Door, client: Client, head: RequestHead) -> None:
+        self._door = door
+        self._client = client
+        self._head = head
+        self.body: Body = request_body(head)
+        self.tunnel = False
+        self.hold_until = 0.0
+        self._page: Page | None = None
+        self._connection: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._kept: list[bytes] | None = []
+        self._kept_size = 0
+        self._tried: frozenset[int] = frozenset()
+        self._sent_to: frozenset[int] = frozenset()
+        self._sent_at = 0.0
+        self._active_at = 0.0
+        self._seen = False
+        self._partial = b""
+        self._response: ResponseHead | None = None
+        self._reader: Body | None = None
+        self._decoding: ChunkedBody | None = None
+        self._stays = False
+        self._client_ended = False
+        self._upstream_ended = False
+
+    # ---- from the client ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Go to a replica, or wait for one."""
+        door = self._door
+        door.counters.arrived(door.time())
+        if door.refusing:
+            self._refuse_closing()
+            return
+        if door.hold:
+            door.release_held()
+        if not self._begin():
+            self._wait()
+
+    def feed(self, data: bytes, start: int) -> int:
+        """Bytes from the client; the offset up to which they belong to this exchange. Raises BadMessage."""
+        if self.tunnel:
+            if self._connection is not None:
+                self._connection.transport.write(data[start:])
+            return len(data)
+        end = self.body.feed(data, start)
+        if end > start:
+            self._pass_on(data[start:end] if end - start < len(data) else data)
+        return end
+
+    def fail(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
+        """Answer with an error of our own; nothing of another answer may have been sent."""
+        self._leave(reuse=False)
+        keep = self._keep()
+        self._door.counters.responded(status)
+        connection = self._connection_word(keep=keep)
+        self._client.write(
+            error_bytes(
+                status,
+                code,
+                message,
+                connection=connection,
+                retry_after_s=retry_after_s,
+                with_body=self._head.method != b"HEAD",
+            )
+        )
+        self._client.over(keep=keep)
+
+    def bad_request(self, bad: BadMessage) -> None:
+        """The client's body is not clear HTTP."""
+        if self._response is None:
+            self.fail(bad.status, "bad_request", str(bad))
+        else:
+            self._cut()
+
+    def client_gone(self) -> None:
+        """The client has left: so does the request, wherever it is."""
+        self._door.hold.remove(self)
+        self._leave(reuse=False)
+
+    def client_eof(self) -> None:
+        """In a tunnel, the client sends no more."""
+        self._client_ended = True
+        if self._upstream_ended:
+            self._close_tunnel()
+        elif self._connection is not None:
+            self._connection.transport.write_eof()
+
+    def client_full(self) -> None:
+        """The client reads too slowly, or fast enough again."""
+        if self._connection is not None:
+            self._connection.set_reading(wanted=not self._client.write_paused)
+
+    @property
+    def choked(self) -> bool:
+        """No more of the request is wanted for now."""
+        if self._connection is None:
+            return self._kept_size > HELD_BODY_LIMIT
+        return self._connection.write_paused
+
+    def check(self, now: float) -> None:
+        """See whether the replica has been silent for too long."""
+        limit, connection = self._door.settings.stream_timeout_seconds, self._connection
+        if limit is None or connection is None or self.tunnel or now - self._active_at <= limit:
+            return
+        if not connection.reading or (not self.body.done and not connection.write_paused):
+            return  # it is the client that is slow
+        if self._response is None:
+            self.fail(504, "replica_timeout", f"the replica did not answer within {limit:g} s")
+        else:
+            self._cut()
+
+    # ---- waiting --------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """See Waiting."""
+        page = self._door.choose(self._head, self._tried)
+        if page is not None:
+            self._door.hold.remove(self)
+            self._go(page)
+
+    def give_up(self) -> None:
+        """See Waiting."""
+        self._door.hold.remove(self)
+        if self._door.refusing:
+            self._refuse_closing()
+        elif self._sent_to:
+            self._fail_unanswered()
+        else:
+            self.fail(503, "no_replica_ready", "no replica became ready in time", retry_after_s=5)
+
+    def _wait(self) -> None:
+        settings, now = self._door.settings, self._door.time()
+        if not self.hold_until:
+            self.hold_until = now + settings.queue_timeout_seconds
+        full = len(self._door.hold) >= settings.queue_size
+        if self.hold_until <= now or settings.queue_size == 0 or (full and self._sent_to):
+            self.give_up()
+        elif full:
+            self.fail(429, "queue_full", "no replica is ready and too many requests wait", retry_after_s=5)
+        else:
+            self._tried = self._sent_to  # one that only refused may come back
+            self._door.hold.add(self)
+            self._client.update_reading()
+
+    def _refuse_closing(self) -> None:
+        self.fail(503, "service_closing", "the service is going down")
+
+    # ---- to a replica ---------------------------------------------------------------------------------------------
+
+    def _begin(self) -> bool:
+        page = self._door.choose(self._head, self._tried)
+        if page is None:
+            return False
+        self._go(page)
+        return True
+
+    def _go(self, page: Page) -> None:
+        door = self._door
+        if door.settings.mode == "redirect":
+            self._redirect(page)
+            return
+        now = door.time()
+        self._page = page
+        door.pool.enter(page, now)
+        connection = door.pool.take_idle(page, now)
+        if connection is not None:
+            connection.reused = True
+            self._send(connection)
+        else:
+            self._connect(page)
+
+    def _redirect(self, page: Page) -> None:
+        keep = self._keep()
+        self._door.counters.responded(307)
+        self._client.write(redirect_bytes(page.address, self._head.target, connection=self._connection_word(keep=keep)))
+        self._client.over(keep=keep)
+
+    def _connect(self, page: Page) -> None:
+        self._connecting = asyncio.get_running_loop().create_task(self._connected(page))
+
+    async def _connected(self, page: Page) -> None:
+        pool = self._door.pool
+        try:
+            connection = await connect(pool, page)
+        except (OSError, UnicodeError):  # the latter from a name that cannot be a host's
+            self._connecting = None
+            pool.refused(page, self._door.time())
+            self._try_another(page)
+            return
+        self._connecting = None
+        pool.connected(page)
+        self._send(connection)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        door, client = self._door, self._client
+        self._connection = connection
+        connection.carried = self
+        self._sent_at = self._active_at = door.time()
+        head = request_bytes(
+            self._head,
+            peer=client.peer,
+            scheme=client.scheme,
+            request_id=b"%032x" % door.rng.getrandbits(128),
+            address=connection.page.address,
+        )
+        connection.transport.write(b"".join((head, *(self._kept or ()))))
+        if client.write_paused:
+            connection.set_reading(wanted=False)
+        client.update_reading()
+
+    def _pass_on(self, piece: bytes) -> None:
+        self._kept_size += len(piece)
+        if self._kept is not None:
+            self._kept.append(piece)
+            if self._connection is not None and self._kept_size > KEPT_LIMIT:
+                self._kept = None
+        if self._connection is not None:
+            self._active_at = self._door.time()
+            self._connection.transport.write(piece)
+        elif self.choked:
+            self._client.update_reading()
+
+    def _try_another(self, page: Page) -> None:
+        self._tried |= {page.replica_id}
+        self._door.pool.leave(page)
+        self._page = None
+        self._door.counters.retried()
+        if self._begin():
+            return
+        if self._door.refusing:
+            self._refuse_closing()
+        else:
+            self._wait()
+
+    # ---- from the replica -----------------------------------------------------------------------------------------
+
+    def upstream_data(self, data: bytes) -> None:
+        """See Carried."""
+        self._active_at = self._door.time()
+        if self._reader is not None:
+            self._relay(b"", data, 0)
+        elif self.tunnel:
+            self._client.write(data)
+        else:
+            try:
+                self._read_head(data)
+            except BadMessage as bad:
+                self.fail(502, "bad_gateway", f"the replica's answer is not HTTP: {bad}")
+
+    def upstream_eof(self) -> bool:
+        """See Carried."""
+        if self.tunnel and not self._client_ended:
+            self._upstream_ended = True
+            self._client.half_close()
+            return True
+        self.upstream_lost(clean=True)
+        return False
+
+    def upstream_lost(self, *, clean: bool) -> None:
+        """See Carried."""
+        if self.tunnel:
+            self._close_tunnel(reset=not clean)
+        elif self._response is not None:
+            if clean and isinstance(self._reader, UntilCloseBody):
+                self._complete(reuse=False)
+            else:
+                self._cut()
+        else:
+            self._lost_unanswered()
+
+    def upstream_full(self) -> None:
+        """See Carried."""
+        self._client.update_reading()
+
+    def _lost_unanswered(self) -> None:
+        connection, page, now = self._connection, self._page, self._door.time()
+        if connection is None or page is None:
+            return
+        stale = connection.reused and now - self._sent_at < STALE_WINDOW_S
+        self._drop_connection()
+        if self._seen or self._kept is None:
+            self._fail_unanswered()
+        elif stale:
+            self._door.counters.retried()
+            self._connect(page)
+        else:
+            self._door.pool.unanswered(page, now)
+            self._sent_to |= {page.replica_id}
+            repeatable = self._door.settings.retry == "idempotent" or self._head.method in _SAFE_TO_REPEAT
+            if repeatable and len(self._sent_to) < MAX_SENT:
+                self._try_another(page)
+            else:
+                self._fail_unanswered()
+
+    def _fail_unanswered(self) -> None:
+        self.fail(502, "bad_gateway", "the replica closed the connection without an answer", retry_after_s=1)
+
+    def _read_head(self, data: bytes) -> None:
+        self._seen = True
+        if self._partial:
+            data = self._partial + data
+        start = 0
+        while True:
+            rest = data[start:] if start else data
+            end = head_end(rest)
+            if end < 0:
+                self._partial = rest
+                return
+            head = parse_response_head(rest[:end])
+            start += end
+            if head.status >= 200:
+                self._answer(head, data, start)
+                return
+            if head.status == 101:
+                self._open_tunnel(head, data[start:])
+                return
+            if self._head.minor:
+                self._client.write(response_bytes(head, connection=b"", coding=None))
+
+    def _answer(self, head: ResponseHead, data: bytes, start: int) -> None:
+        door, page = self._door, self._page
+        if page is not None:
+            door.pool.answered(page, door.time() - self._sent_at)
+        door.counters.responded(head.status)
+        self._partial, self._kept = b"", None
+        self._response = head
+        old_client = self._head.minor == 0
+        reader = response_body(head, self._head.method, decode=old_client)
+        coding = head.coding if head.status != 204 else None
+        if old_client and isinstance(reader, ChunkedBody):
+            self._decoding, coding = reader, None
+        self._reader = reader
+        self._stays = self._keep()
+        word = self._connection_word(keep=self._stays)
+        self._relay(response_bytes(head, connection=word, coding=coding), data, start)
+
+    def _relay(self, prefix: bytes, data: bytes, start: int) -> None:
+        reader = self._reader
+        if reader is None:
+            return
+        try:
+            end = reader.feed(data, start) if start < len(data) else start
+        except BadMessage:
+            if prefix:
+                self._client.write(prefix)
+            self._cut()
+            return
+        payload = data[start:end] if self._decoding is None else self._decoding.take()
+        if prefix or payload:
+            self._client.write(prefix + payload if prefix else payload)
+        if reader.done:
+            self._complete(reuse=end == len(data))
+
+    def _open_tunnel(self, head: ResponseHead, data: bytes) -> None:
+        if self._head.upgrade is None or not self.body.done:
+            raise BadMessage("it switches protocols without being asked to")
+        if self._page is not None:
+            self._door.pool.answered(self._page, self._door.time() - self._sent_at)
+        self._door.counters.responded(101)
+        self._response = head
+        self.tunnel = True
+        self._kept, self._partial = None, b""
+        self._client.write(response_bytes(head, connection=b"Upgrade", coding=None) + data)
+        self._client.update_reading()
+
+    def _close_tunnel(self, *, reset: bool = False) -> None:
+        connection = self._connection
+        if connection is not None and not reset:
+            self._connection = connection.carried = None
+            connection.transport.close()  # unlike an abort, this delivers what is still to be written
+        self._leave(reuse=False)
+        self._client.cut(reset=reset)
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def _keep(self) -> bool:
+        """Whether the client's connection can carry another request after this one."""
+        if not (self._head.keep_alive and self.body.done) or self._door.refusing:
+            return False
+        return not isinstance(self._reader, UntilCloseBody) and self._decoding is None
+
+    def _connection_word(self, *, keep: bool) -> bytes:
+        if not keep:
+            return b"close"
+        return b"" if self._head.minor else b"keep-alive"
+
+    def _complete(self, *, reuse: bool) -> None:
+        response = self._response
+        self._leave(reuse=reuse and self.body.done and response is not None and response.keep_alive)
+        self._client.over(keep=self._stays)
+
+    def _cut(self) -> None:
+        self._leave(reuse=False)
+        self._client.cut(reset=self._decoding is not None or isinstance(self._reader, UntilCloseBody))
+
+    def _leave(self, *, reuse: bool) -> None:
+        """Let go of the replica, whatever the state; the second time nothing happens."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        connection, page = self._connection, self._page
+        if connection is not None and reuse and connection.reusable():
+            self._connection = connection.carried = None
+            connection.set_reading(wanted=True)  # the next answer must not find it paused
+            self._door.pool.put_idle(connection.page, connection, self._door.time())
+        else:
+            self._drop_connection()
+        if page is not None:
+            self._page = None
+            self._door.pool.leave(page)
+
+    def _drop_connection(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            self._connection = connection.carried = None
+            connection.close()

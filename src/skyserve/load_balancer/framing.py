@@ -1,0 +1,394 @@
+"""HTTP/1.1 framing with exact offsets: where a head ends, what it says, where its body ends.
+
+Pure: bytes in, values out. It knows the grammar and nothing of sockets, replicas or policies. It is strict on purpose:
+a message that two readers could read in two ways is refused, so nothing can be smuggled past it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+HEAD_LIMIT = 64 * 1024
+"""Bytes of a request or response head, its empty line included."""
+
+URI_LIMIT = 32 * 1024
+"""Bytes of a request target."""
+
+TRAILER_LIMIT = 16 * 1024
+"""Bytes of all trailer fields of one chunked body."""
+
+CHUNK_LINE_LIMIT = 1024
+"""Bytes of one chunk-size line with its extensions."""
+
+_FIRST_LINE_LIMIT = URI_LIMIT + 64
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_TEXT = rb"[\t\x20-\x7e\x80-\xff]*+"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]++) HTTP/([0-9])\.([0-9])\r\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _TEXT + rb"))?\r\n")
+_FIELD_LINES = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*+\r\n")
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+(" + _TEXT + rb")\r\n")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*+;" + _TEXT + rb")?\r\n")
+_BLANK_LINES = re.compile(rb"(?:\r\n)*+")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+;=:\[\]]*")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
+_TOKEN_START = re.compile(_TOKEN)
+
+_REQUEST_SPECIAL = frozenset(
+    b"host content-length transfer-encoding connection keep-alive proxy-connection proxy-authorization te upgrade"
+    b" x-forwarded-for x-forwarded-proto x-forwarded-host x-request-id".split()
+)
+_RESPONSE_SPECIAL = frozenset(
+    b"content-length transfer-encoding connection keep-alive proxy-connection proxy-authenticate te upgrade".split()
+)
+_NOTHING: frozenset[bytes] = frozenset()
+_NOT_IN_TRAILERS = frozenset(b"host content-length transfer-encoding connection".split())
+
+
+class BadMessage(ValueError):
+    """A message that is not clear HTTP. `status` is what a client that sent it is answered."""
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """A request head, understood.
+
+    `lines` are the end-to-end fields, each as it came, without its line end; `special` holds, by lower-case name, the
+    values of those that the door itself has to read or write. `length` is None when the body is chunked. `target` is
+    in origin form (or `*`).
+    """
+
+    method: bytes
+    target: bytes
+    minor: int
+    host: bytes | None
+    lines: list[bytes]
+    special: dict[bytes, list[bytes]]
+    named: frozenset[bytes]
+    length: int | None
+    keep_alive: bool
+    upgrade: bytes | None
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """A response head, understood. `lines` are as in RequestHead. `length` is None when unknown; then the body is
+    `chunked` or ends with the connection."""
+
+    status: int
+    reason: bytes
+    minor: int
+    lines: list[bytes]
+    named: frozenset[bytes]
+    length: int | None
+    chunked: bool
+    coding: bytes | None
+    keep_alive: bool
+    upgrade: bytes | None
+
+
+def head_end(data: bytes, scanned: int = 0) -> int:
+    """The offset just past the empty line that ends the head, or -1 while it has not come.
+
+    `scanned` says how far an earlier call has looked. Raises BadMessage on a bare line feed or a head too long.
+    """
+    found = data.find(b"\r\n\r\n", max(0, scanned - 3))
+    if found >= 0 and found + 4 <= HEAD_LIMIT:
+        return found + 4
+    if found < 0 and _BARE_LF.search(data, max(0, scanned - 1)):
+        raise BadMessage("a line ends without a carriage return")
+    if found >= 0 or len(data) > HEAD_LIMIT:
+        raise _too_long(data)
+    return -1
+
+
+def _too_long(data: bytes) -> BadMessage:
+    if b"\r\n" in data[:_FIRST_LINE_LIMIT]:
+        return BadMessage("the head is too long", 431)
+    return BadMessage("the request target is too long", 414)
+
+
+def without_blank_lines(data: bytes) -> bytes:
+    """What follows the empty lines that some clients send after a body."""
+    blank = _BLANK_LINES.match(data)
+    return data[blank.end() :] if blank else data
+
+
+def check_request_start(data: bytes) -> None:
+    """Refuse early what can never become a request head. Raises BadMessage."""
+    if not _TOKEN_START.match(data):
+        raise BadMessage("this is not HTTP")
+    if len(data) > _FIRST_LINE_LIMIT and b"\r\n" not in data[:_FIRST_LINE_LIMIT]:
+        raise _too_long(data)
+
+
+def parse_request_head(block: bytes) -> RequestHead:
+    """Read a whole request head, empty line included. Raises BadMessage."""
+    line = _REQUEST_LINE.match(block)
+    if line is None:
+        raise BadMessage("the request line is malformed")
+    method, target, major, minor_digit = line.groups()
+    if major != b"1" or minor_digit not in b"01":
+        raise BadMessage("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
+    if len(target) > URI_LIMIT:
+        raise BadMessage("the request target is too long", 414)
+    if method == b"CONNECT":
+        raise BadMessage("CONNECT is not offered", 405)
+    minor = 1 if minor_digit == b"1" else 0
+    lines, special = _split_fields(block, line.end(), _REQUEST_SPECIAL)
+    host = _host(special, minor)
+    if not target.startswith(b"/"):
+        target, host = _other_target(method, target, host)
+    named = _named(special)
+    return RequestHead(
+        method,
+        target,
+        minor,
+        host,
+        lines,
+        special,
+        named,
+        _request_length(special, minor),
+        _keeps_alive(named, minor),
+        _upgrade(special, named, minor),
+    )
+
+
+def parse_response_head(block: bytes) -> ResponseHead:
+    """Read a whole response head, empty line included. Raises BadMessage."""
+    line = _STATUS_LINE.match(block)
+    if line is None:
+        raise BadMessage("the status line is malformed", 502)
+    minor = 1 if line[1] == b"1" else 0
+    lines, special = _split_fields(block, line.end(), _RESPONSE_SPECIAL)
+    named = _named(special)
+    coding = b", ".join(special[b"transfer-encoding"]) if b"transfer-encoding" in special else None
+    lengths = special.get(b"content-length")
+    if lengths is not None and len(set(lengths)) > 1:
+        raise BadMessage("the response has two lengths", 502)
+    chunked = coding is not None and coding.lower().rpartition(b",")[2].strip() == b"chunked"
+    # A length beside a transfer coding means nothing, and such a sender is not trusted with a second request.
+    confused = coding is not None and (bool(lengths) or minor == 0)
+    return ResponseHead(
+        status=int(line[2]),
+        reason=line[3] or b"",
+        minor=minor,
+        lines=lines,
+        named=named,
+        length=_length(lengths[0], 502) if lengths and coding is None else None,
+        chunked=chunked,
+        coding=coding,
+        keep_alive=_keeps_alive(named, minor) and not confused,
+        upgrade=b", ".join(special[b"upgrade"]) if b"upgrade" in special else None,
+    )
+
+
+def _split_fields(
+    block: bytes, start: int, special_names: frozenset[bytes]
+) -> tuple[list[bytes], dict[bytes, list[bytes]]]:
+    if not _FIELD_LINES.fullmatch(block, start):
+        raise BadMessage("a header field is malformed")
+    lines: list[bytes] = []
+    special: dict[bytes, list[bytes]] = {}
+    for line in block[start:-4].split(b"\r\n") if start < len(block) - 4 else ():
+        name, _, value = line.partition(b":")
+        name = name.lower()
+        if name in special_names:
+            special.setdefault(name, []).append(value.strip(b" \t"))
+        else:
+            lines.append(line)
+    return lines, special
+
+
+def _host(special: dict[bytes, list[bytes]], minor: int) -> bytes | None:
+    hosts = special.get(b"host")
+    if hosts is None:
+        if minor:
+            raise BadMessage("the Host field is missing")
+        return None
+    if len(hosts) > 1 or not _HOST.fullmatch(hosts[0]):
+        raise BadMessage("the Host field is malformed or repeated")
+    return hosts[0]
+
+
+def _other_target(method: bytes, target: bytes, host: bytes | None) -> tuple[bytes, bytes | None]:
+    if target == b"*" and method == b"OPTIONS":
+        return target, host
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None or not _HOST.fullmatch(absolute[1]):
+        raise BadMessage("the request target is malformed")
+    path = absolute[2]
+    return (path if path.startswith(b"/") else b"/" + path), absolute[1]
+
+
+def _named(special: dict[bytes, list[bytes]]) -> frozenset[bytes]:
+    values = special.get(b"connection")
+    if values is None:
+        return _NOTHING
+    return frozenset(token.strip(b" \t") for token in b",".join(values).lower().split(b","))
+
+
+def _keeps_alive(named: frozenset[bytes], minor: int) -> bool:
+    return b"close" not in named and (minor == 1 or b"keep-alive" in named)
+
+
+def _upgrade(special: dict[bytes, list[bytes]], named: frozenset[bytes], minor: int) -> bytes | None:
+    values = special.get(b"upgrade")
+    if values is None or minor == 0 or b"upgrade" not in named:
+        return None
+    value = b", ".join(values)
+    # A tunnel of HTTP/2 would carry many requests past the counting of one.
+    return None if b"h2c" in value.lower() else value
+
+
+def _length(value: bytes, status: int) -> int:
+    if not value.isdigit() or len(value) > 18:
+        raise BadMessage("the Content-Length is not a number", status)
+    return int(value)
+
+
+def _request_length(special: dict[bytes, list[bytes]], minor: int) -> int | None:
+    lengths = special.get(b"content-length")
+    codings = special.get(b"transfer-encoding")
+    if codings is None:
+        if lengths is None:
+            return 0
+        if len(lengths) > 1:
+            raise BadMessage("the Content-Length is repeated")
+        return _length(lengths[0], 400)
+    if lengths is not None:
+        raise BadMessage("both Content-Length and Transfer-Encoding are given")
+    if minor == 0 or len(codings) > 1 or codings[0].lower() != b"chunked":
+        raise BadMessage("the Transfer-Encoding is not understood")
+    return None
+
+
+class Body(Protocol):
+    """Finds the end of one body in the bytes that pass."""
+
+    done: bool
+
+    def feed(self, data: bytes, start: int) -> int:
+        """Look at `data` from `start` on; the offset up to which it belongs to this body. Raises BadMessage."""
+        ...
+
+
+class LengthBody:
+    """A body of a known number of bytes."""
+
+    __slots__ = ("_left", "done")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+
+    def feed(self, data: bytes, start: int) -> int:
+        """See Body."""
+        available = len(data) - start
+        if available < self._left:
+            self._left -= available
+            return len(data)
+        end = start + self._left
+        self._left = 0
+        self.done = True
+        return end
+
+
+class UntilCloseBody:
+    """A body that ends where the connection does; `done` is never true."""
+
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def feed(self, data: bytes, start: int) -> int:
+        """See Body."""
+        return len(data)
+
+
+class ChunkedBody:
+    """A chunked body with its trailers. With `decode`, the payload is collected for `take`."""
+
+    __slots__ = ("_left", "_line", "_on_line", "_payload", "_trailer_size", "done")
+
+    def __init__(self, *, decode: bool = False) -> None:
+        self._left = 0
+        self._line = b""
+        self._on_line = self._size_line
+        self._trailer_size = 0
+        self._payload: list[bytes] | None = [] if decode else None
+        self.done = False
+
+    def feed(self, data: bytes, start: int) -> int:
+        """See Body."""
+        position, size = start, len(data)
+        while position < size and not self.done:
+            if self._left:
+                end = min(position + self._left, size)
+                if self._payload is not None:
+                    self._payload.append(data[position:end])
+                self._left -= end - position
+                position = end
+                continue
+            newline = data.find(b"\n", position) + 1
+            if newline == 0:
+                self._store(data[position:])
+                return size
+            line, self._line = self._line + data[position:newline], b""
+            position = newline
+            self._on_line(line)
+        return position
+
+    def take(self) -> bytes:
+        """The payload since the last call."""
+        payload, self._payload = self._payload, []
+        return b"".join(payload or ())
+
+    def _store(self, part: bytes) -> None:
+        self._line += part
+        limit = TRAILER_LIMIT if self._on_line == self._trailer_line else CHUNK_LINE_LIMIT
+        if len(self._line) > limit:
+            raise BadMessage("a line of the chunked body is too long")
+
+    def _size_line(self, line: bytes) -> None:
+        size = _CHUNK_SIZE.fullmatch(line)
+        if size is None or len(line) > CHUNK_LINE_LIMIT:
+            raise BadMessage("a chunk size is malformed")
+        self._left = int(size[1], 16)
+        self._on_line = self._end_of_chunk if self._left else self._trailer_line
+
+    def _end_of_chunk(self, line: bytes) -> None:
+        if line != b"\r\n":
+            raise BadMessage("a chunk is longer than its size")
+        self._on_line = self._size_line
+
+    def _trailer_line(self, line: bytes) -> None:
+        if line == b"\r\n":
+            self.done = True
+            return
+        self._trailer_size += len(line)
+        field = _FIELD.fullmatch(line)
+        if field is None or self._trailer_size > TRAILER_LIMIT or field[1].lower() in _NOT_IN_TRAILERS:
+            raise BadMessage("a trailer field is malformed")
+
+
+def request_body(head: RequestHead) -> Body:
+    """The reader of a request's body."""
+    return ChunkedBody() if head.length is None else LengthBody(head.length)
+
+
+def response_body(head: ResponseHead, method: bytes, *, decode: bool = False) -> Body:
+    """The reader of the body of the answer to `method`. `decode` collects the payload of a chunked one."""
+    if method == b"HEAD" or head.status in (204, 304):
+        return LengthBody(0)
+    if head.chunked:
+        return ChunkedBody(decode=decode)
+    return UntilCloseBody() if head.length is None else LengthBody(head.length)

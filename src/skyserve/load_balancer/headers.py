@@ -1,0 +1,90 @@
+"""Heads as the door writes them: hop-by-hop fields out, forwarding fields in; and the door's own answers.
+
+Pure: values in, bytes out. It must not know sockets or replicas' states.
+"""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+from skyserve.load_balancer.framing import RequestHead, ResponseHead
+
+# What `Connection` may name and we do not drop: words of its own, and fields that no client may take away.
+_NOT_DROPPED = frozenset(b"close keep-alive upgrade te host content-length transfer-encoding".split())
+
+_ERROR_TYPES = {429: "rate_limit_error", 502: "server_error", 503: "server_error", 504: "server_error"}
+
+
+def request_bytes(head: RequestHead, *, peer: bytes, scheme: bytes, request_id: bytes, address: str) -> bytes:
+    """The head that goes to a replica at `address` for a client at IP address `peer`."""
+    special = head.special
+    host = head.host if head.host is not None else address.encode()
+    forwarded_for = b", ".join([*special[b"x-forwarded-for"], peer]) if b"x-forwarded-for" in special else peer
+    parts = [
+        b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, head.target, host),
+        _lines(head.lines, head.named),
+        b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b\r\n"
+        % (
+            forwarded_for,
+            special[b"x-forwarded-proto"][0] if b"x-forwarded-proto" in special else scheme,
+            special[b"x-forwarded-host"][0] if b"x-forwarded-host" in special else host,
+            special[b"x-request-id"][0] if b"x-request-id" in special else request_id,
+        ),
+    ]
+    if head.length is None:
+        parts.append(b"Transfer-Encoding: chunked\r\n")
+    elif b"content-length" in special:
+        parts.append(b"Content-Length: %d\r\n" % head.length)
+    if head.upgrade is not None:
+        parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def response_bytes(head: ResponseHead, *, connection: bytes, coding: bytes | None) -> bytes:
+    """The head that goes to the client. `connection` is our own word on it (empty: nothing to say); `coding` the
+    transfer coding of the body that follows."""
+    parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason), _lines(head.lines, head.named)]
+    if head.length is not None and head.status >= 200 and head.status != 204:
+        parts.append(b"Content-Length: %d\r\n" % head.length)
+    if coding is not None:
+        parts.append(b"Transfer-Encoding: %b\r\n" % coding)
+    if head.status == 101 and head.upgrade is not None:
+        parts.append(b"Upgrade: %b\r\n" % head.upgrade)
+    if connection:
+        parts.append(b"Connection: %b\r\n" % connection)
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def _lines(lines: list[bytes], named: frozenset[bytes]) -> bytes:
+    dropped = named - _NOT_DROPPED if named else named
+    if dropped:
+        lines = [line for line in lines if line.partition(b":")[0].lower() not in dropped]
+    return b"\r\n".join(lines) + b"\r\n" if lines else b""
+
+
+def error_bytes(
+    status: int, code: str, message: str, *, connection: bytes, retry_after_s: int | None, with_body: bool
+) -> bytes:
+    """An error of the door itself, in the shape that clients of LLM servers parse."""
+    kind = _ERROR_TYPES.get(status, "invalid_request_error")
+    body = json.dumps({"error": {"message": message, "type": kind, "code": code}}).encode()
+    head = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\n" % (status, HTTPStatus(status).phrase.encode())
+    if retry_after_s is not None:
+        head += b"Retry-After: %d\r\n" % retry_after_s
+    return _own(head, connection, body, with_body=with_body)
+
+
+def redirect_bytes(address: str, target: bytes, *, connection: bytes) -> bytes:
+    """A 307 to the replica at `address`."""
+    path = target if target.startswith(b"/") else b"/"
+    head = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://%b%b\r\n" % (address.encode(), path)
+    return _own(head, connection, b"", with_body=False)
+
+
+def _own(head: bytes, connection: bytes, body: bytes, *, with_body: bool) -> bytes:
+    if connection:
+        head += b"Connection: %b\r\n" % connection
+    return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body if with_body else b"")

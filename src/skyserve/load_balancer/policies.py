@@ -1,0 +1,124 @@
+"""Which replica takes a request. A policy looks at the books that the pool keeps and keeps none itself, but for the
+place in its own round. It must not know connections, time or the routing table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Protocol, TypeVar
+
+from skyserve.load_balancer.framing import RequestHead
+
+DEFAULT_POLICY = "least_load"
+
+ENTRY_POINTS = "skyserve.load_balancing_policies"
+"""Entry-point group under which other packages offer policies: a name, and a callable without arguments."""
+
+
+class Candidate(Protocol):
+    """What a policy may know of a replica."""
+
+    @property
+    def replica_id(self) -> int:
+        """Its id."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Its relative capacity."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Requests it has been given and has not finished."""
+        ...
+
+    @property
+    def ewma_s(self) -> float:
+        """Moving average of its time to the first byte of an answer; 0 while unknown."""
+        ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+class Policy(Protocol):
+    """Chooses among the replicas that may be used now."""
+
+    def pick(self, request: RequestHead, endpoints: Sequence[C], rng: Random) -> C:
+        """One of `endpoints`, which is never empty and in the order of ids."""
+        ...
+
+
+class RoundRobin:
+    """One after the other, by replica id."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def pick(self, request: RequestHead, endpoints: Sequence[C], rng: Random) -> C:
+        """See Policy."""
+        chosen = _next_after(self._last, endpoints)
+        self._last = chosen.replica_id
+        return chosen
+
+
+class LeastLoad:
+    """The one with the fewest requests in flight; equals take turns."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def pick(self, request: RequestHead, endpoints: Sequence[C], rng: Random) -> C:
+        """See Policy."""
+        chosen = _least([endpoint.in_flight for endpoint in endpoints], endpoints, self._last)
+        self._last = chosen.replica_id
+        return chosen
+
+
+class InstanceAwareLeastLoad:
+    """The one with the fewest requests in flight for its weight; equals take turns."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def pick(self, request: RequestHead, endpoints: Sequence[C], rng: Random) -> C:
+        """See Policy."""
+        chosen = _least([endpoint.in_flight / endpoint.weight for endpoint in endpoints], endpoints, self._last)
+        self._last = chosen.replica_id
+        return chosen
+
+
+def _least(loads: Sequence[float], endpoints: Sequence[C], last: int) -> C:
+    least = min(loads)
+    first: C | None = None
+    for load, endpoint in zip(loads, endpoints, strict=True):
+        if load == least:
+            if endpoint.replica_id > last:
+                return endpoint
+            first = first or endpoint
+    return first or endpoints[0]
+
+
+def _next_after(last: int, endpoints: Sequence[C]) -> C:
+    return min(endpoints, key=lambda endpoint: (endpoint.replica_id <= last, endpoint.replica_id))
+
+
+_BUILT_IN: Mapping[str, Callable[[], Policy]] = {
+    "round_robin": RoundRobin,
+    "least_load": LeastLoad,
+    "instance_aware_least_load": InstanceAwareLeastLoad,
+}
+
+
+def make_policy(name: str) -> Policy | None:
+    """A fresh policy of that name: built in, or offered by an installed package. None when there is none."""
+    built_in = _BUILT_IN.get(name)
+    if built_in is not None:
+        return built_in()
+    from importlib.metadata import entry_points  # slow to import, and most doors never need it
+
+    for offered in entry_points(group=ENTRY_POINTS, name=name):
+        policy: Policy = offered.load()()
+        return policy
+    return None

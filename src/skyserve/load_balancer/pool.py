@@ -1,0 +1,237 @@
+"""The books on replicas: requests in flight, idle connections, ejection, time to first byte. Keyed by replica id.
+
+It knows counts and instants (seconds of the caller's monotonic clock), and sockets only as things that can be closed.
+It must not know HTTP or policies. Nothing else in the door counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from skyserve.model.routing import Endpoint
+
+IDLE_LIMIT_S = 4.0
+"""How long a connection may lie idle. Common servers close theirs after 5 s."""
+
+EJECTION_S = 1.0
+"""The first time that a replica which refuses connections is left out; it doubles each time."""
+
+EJECTION_MAX_S = 10.0
+
+STRIKES = 3
+"""Connections in a row that end without an answer before a replica is left out like one that refuses."""
+
+_EWMA_WEIGHT = 0.2
+
+
+class Closable(Protocol):
+    """A connection, as far as the pool knows it."""
+
+    idle_since: float
+
+    def close(self) -> None:
+        """Close it now."""
+        ...
+
+
+Conn = TypeVar("Conn", bound=Closable)
+
+
+class Upstream(Generic[Conn]):
+    """The door's page on one replica. Policies read it; only the pool writes it."""
+
+    __slots__ = (
+        "address",
+        "draining",
+        "ejected_until",
+        "ejection_s",
+        "ewma_s",
+        "idle",
+        "in_flight",
+        "removed",
+        "replica_id",
+        "strikes",
+        "suspect",
+        "trial",
+        "weight",
+    )
+
+    def __init__(self, row: Endpoint) -> None:
+        self.replica_id = row.replica_id
+        self.address = row.address
+        self.weight = row.weight
+        self.draining = row.draining
+        self.removed = False
+        self.in_flight = 0
+        self.ewma_s = 0.0
+        self.idle: list[Conn] = []
+        self.forgive()
+
+    def forgive(self) -> None:
+        """Forget what was held against it."""
+        self.strikes = 0
+        self.suspect = False
+        self.ejection_s = 0.0
+        self.ejected_until = 0.0
+        self.trial = False
+
+    @property
+    def leaving(self) -> bool:
+        """It gets no new requests."""
+        return self.draining or self.removed
+
+    def usable(self, now: float) -> bool:
+        """Not ejected, or due for its one trial."""
+        return not self.ejected_until or (now >= self.ejected_until and not self.trial)
+
+
+class Pool(Generic[Conn]):
+    """All pages. `on_news` is called when the controller should hear something at once."""
+
+    def __init__(self, on_news: Callable[[], None]) -> None:
+        self._on_news = on_news
+        self._pages: dict[int, Upstream[Conn]] = {}
+        self._routable: tuple[Upstream[Conn], ...] = ()
+        self._ejected = 0
+
+    def apply(self, rows: Iterable[Endpoint]) -> None:
+        """Take over a new list of replicas. Requests under way are left alone."""
+        listed = {row.replica_id: row for row in rows}
+        for page in list(self._pages.values()):
+            if page.replica_id not in listed:
+                page.removed = True
+                self._drop_idle(page)
+                self._forget_if_gone(page)
+        for row in listed.values():
+            page = self._pages.setdefault(row.replica_id, Upstream(row))
+            if page.leaving or page.address != row.address:
+                page.forgive()
+            if row.draining or page.address != row.address:
+                self._drop_idle(page)
+            page.removed = False
+            page.address, page.weight, page.draining = row.address, row.weight, row.draining
+        self._routable = tuple(self._pages[id_] for id_ in sorted(listed) if not self._pages[id_].draining)
+        self._count_ejected()
+
+    def candidates(self, now: float, tried: Collection[int]) -> Sequence[Upstream[Conn]]:
+        """The replicas that may take a request which has been on `tried`."""
+        if not self._ejected and not tried:
+            return self._routable
+        return [page for page in self._routable if page.replica_id not in tried and page.usable(now)]
+
+    def last_resort(self, tried: Collection[int]) -> Sequence[Upstream[Conn]]:
+        """Those too that are ejected: better than nothing."""
+        return [page for page in self._routable if page.replica_id not in tried]
+
+    def enter(self, page: Upstream[Conn], now: float) -> None:
+        """A request goes to this replica."""
+        page.in_flight += 1
+        if page.ejected_until and now >= page.ejected_until:
+            page.trial = True
+
+    def leave(self, page: Upstream[Conn]) -> None:
+        """A request has left this replica, one way or another."""
+        page.in_flight -= 1
+        page.trial = False
+        if page.in_flight == 0 and page.leaving:
+            self._forget_if_gone(page)
+            self._on_news()
+
+    def connected(self, page: Upstream[Conn]) -> None:
+        """It accepted a connection, so it no longer refuses. What it left unanswered is not forgotten."""
+        if page.suspect and page.strikes < STRIKES:
+            strikes = page.strikes
+            self._forgive(page)
+            page.strikes, page.suspect = strikes, strikes > 0
+
+    def answered(self, page: Upstream[Conn], after_s: float) -> None:
+        """It began to answer, `after_s` seconds after it was asked."""
+        page.ewma_s = after_s if page.ewma_s == 0.0 else page.ewma_s + _EWMA_WEIGHT * (after_s - page.ewma_s)
+        if page.suspect:
+            self._forgive(page)
+
+    def refused(self, page: Upstream[Conn], now: float) -> None:
+        """It refused a connection or could not be reached."""
+        self._suspect(page)
+        self._eject(page, now)
+
+    def unanswered(self, page: Upstream[Conn], now: float) -> None:
+        """It took a request on a fresh connection and ended that without a byte."""
+        page.strikes += 1
+        self._suspect(page)
+        if page.strikes >= STRIKES:
+            self._eject(page, now)
+
+    def take_idle(self, page: Upstream[Conn], now: float) -> Conn | None:
+        """The connection used last, if it is still young enough."""
+        if not page.idle:
+            return None
+        connection = page.idle.pop()
+        if now - connection.idle_since < IDLE_LIMIT_S:
+            return connection
+        connection.close()
+        self._drop_idle(page)  # the rest is older still
+        return None
+
+    def put_idle(self, page: Upstream[Conn], connection: Conn, now: float) -> None:
+        """Keep a connection for the next request."""
+        if page.leaving:
+            connection.close()
+            return
+        connection.idle_since = now
+        page.idle.append(connection)
+
+    def lost_idle(self, page: Upstream[Conn], connection: Conn) -> None:
+        """An idle connection ended by itself."""
+        if connection in page.idle:
+            page.idle.remove(connection)
+
+    def close_old(self, now: float) -> None:
+        """Close what has been idle for too long."""
+        for page in self._pages.values():
+            while page.idle and now - page.idle[0].idle_since >= IDLE_LIMIT_S:
+                page.idle.pop(0).close()
+
+    def close_idle(self) -> None:
+        """Close every idle connection."""
+        for page in self._pages.values():
+            self._drop_idle(page)
+
+    def in_flight(self) -> dict[int, int]:
+        """Requests under way by replica id, those of replicas that are leaving included."""
+        return {page.replica_id: page.in_flight for page in self._pages.values()}
+
+    def suspects(self) -> tuple[int, ...]:
+        """Ids of the replicas that refused, could not be reached or did not answer, and have not been well since."""
+        return tuple(page.replica_id for page in self._pages.values() if page.suspect)
+
+    def _suspect(self, page: Upstream[Conn]) -> None:
+        if not page.suspect:
+            page.suspect = True
+            self._on_news()
+
+    def _eject(self, page: Upstream[Conn], now: float) -> None:
+        page.trial = False
+        if now < page.ejected_until:  # tried as a last resort: that says nothing new
+            return
+        page.ejection_s = min(EJECTION_MAX_S, page.ejection_s * 2 or EJECTION_S)
+        page.ejected_until = now + page.ejection_s
+        self._drop_idle(page)
+        self._count_ejected()
+
+    def _forgive(self, page: Upstream[Conn]) -> None:
+        page.forgive()
+        self._count_ejected()
+
+    def _count_ejected(self) -> None:
+        self._ejected = sum(1 for page in self._routable if page.ejected_until)
+
+    def _drop_idle(self, page: Upstream[Conn]) -> None:
+        idle, page.idle = page.idle, []
+        for connection in idle:
+            connection.close()
+
+    def _forget_if_gone(self, page: Upstream[Conn]) -> None:
+        if page.removed and page.in_flight == 0:
+            self._pages.pop(page.replica_id, None)

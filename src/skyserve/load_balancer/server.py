@@ -1,0 +1,372 @@
+"""The door's face: client connections, the listening socket, the sweep, and stopping in peace.
+
+It knows how a client's connection is kept, and hands each request to an exchange. It must not know replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import ssl
+import struct
+from typing import cast
+
+from skyserve.load_balancer.door import Door
+from skyserve.load_balancer.forward import Exchange
+from skyserve.load_balancer.framing import (
+    BadMessage,
+    check_request_start,
+    head_end,
+    parse_request_head,
+    without_blank_lines,
+)
+from skyserve.load_balancer.headers import error_bytes
+from skyserve.load_balancer.upstream import WRITE_BUFFER, set_options
+
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
+AHEAD_LIMIT = 64 * 1024
+"""Bytes of following requests that are read while one is answered."""
+
+IDLE_S = 120.0
+"""How long a client may keep a connection without a request."""
+
+HEAD_S = 30.0
+"""How long a client may take for a request head, from its first byte."""
+
+LINGER_S = 2.0
+"""How long what a client still sends is thrown away, so that it can read the answer it did not wait for."""
+
+SWEEP_S = 0.25
+
+_RESET = struct.pack("ii", 1, 0)
+_POLL_GONE = getattr(select, "POLLRDHUP", 0)
+_ERROR_CODES = {414: "uri_too_long", 431: "head_too_large", 405: "method_not_allowed", 505: "http_version"}
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client. Its requests are answered one after the other, in order."""
+
+    __slots__ = (
+        "_ahead",
+        "_closing",
+        "_deadline_at",
+        "_door",
+        "_head_started",
+        "_others",
+        "_paused",
+        "_scanned",
+        "_serving",
+        "_transport",
+        "exchange",
+        "peer",
+        "scheme",
+        "write_paused",
+    )
+
+    def __init__(self, door: Door, others: set[ClientConnection], scheme: bytes) -> None:
+        self._door = door
+        self._others = others
+        self.scheme = scheme
+        self.peer = b"unknown"
+        self.exchange: Exchange | None = None
+        self.write_paused = False
+        self._ahead = b""
+        self._scanned = 0
+        self._head_started = False
+        self._serving = False
+        self._closing = False
+        self._paused = False
+        self._deadline_at = door.time() + IDLE_S
+
+    # ---- asyncio --------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        address = transport.get_extra_info("peername")
+        if address:
+            self.peer = str(address[0]).encode()
+        self._others.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        if self._closing:
+            return
+        exchange = self.exchange
+        if exchange is None:
+            self._ahead = self._ahead + data if self._ahead else data
+            self._serve()
+            return
+        if exchange.tunnel or not exchange.body.done:
+            used = self._feed(exchange, data, 0)
+            if used == len(data):
+                return
+            data = data[used:]
+        self._ahead += data
+        self.update_reading()
+
+    def eof_received(self) -> bool:
+        """See asyncio. A client that ends its side while it waits has left: nobody would read the answer."""
+        exchange = self.exchange
+        if exchange is None:
+            return False
+        if exchange.tunnel:
+            exchange.client_eof()
+            return True
+        self._vanish()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._closing = True
+        self._others.discard(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        self.write_paused = True
+        if self.exchange is not None:
+            self.exchange.client_full()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self.write_paused = False
+        if self.exchange is not None:
+            self.exchange.client_full()
+
+    # ---- for the exchange (see forward.Client) --------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """See Client."""
+        self._transport.write(data)
+
+    def half_close(self) -> None:
+        """See Client."""
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def over(self, *, keep: bool) -> None:
+        """See Client."""
+        exchange, self.exchange = self.exchange, None
+        self._deadline_at = self._door.time() + IDLE_S
+        if keep:
+            self._serve()
+        elif exchange is not None and (self._ahead or not exchange.body.done):
+            self._linger()
+        else:
+            self._closing = True
+            self._transport.close()
+
+    def cut(self, *, reset: bool) -> None:
+        """See Client."""
+        self.exchange = None
+        self._closing = True
+        if reset:
+            sock: socket.socket | None = self._transport.get_extra_info("socket")
+            if sock is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    def update_reading(self) -> None:
+        """See Client."""
+        exchange = self.exchange
+        if exchange is not None and exchange.tunnel and self._ahead:
+            ahead, self._ahead = self._ahead, b""
+            exchange.feed(ahead, 0)
+        pause = exchange is not None and (exchange.choked or len(self._ahead) > AHEAD_LIMIT)
+        if pause == self._paused or self._transport.is_closing():
+            return
+        self._paused = pause
+        if pause:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    # ---- requests -------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        if self._serving:  # an answer that needed no waiting: the loop below goes on
+            return
+        self._serving = True
+        while self._ahead and self.exchange is None and not self._closing and self._next_request():
+            pass
+        self._serving = False
+        if self._paused:
+            self.update_reading()
+
+    def _next_request(self) -> bool:
+        """Take the next request out of what has been read; False when it is not whole or not clear."""
+        data = self._ahead
+        if data.startswith(b"\r\n"):
+            data, self._scanned = without_blank_lines(data), 0
+        try:
+            end = head_end(data, self._scanned)
+            if end < 0:
+                self._ahead = data
+                return self._incomplete(data)
+            head = parse_request_head(data[:end])
+        except BadMessage as bad:
+            self._reject(bad.status, _ERROR_CODES.get(bad.status, "bad_request"), str(bad))
+            return False
+        self._scanned, self._head_started = 0, False
+        self._ahead = b""
+        exchange = self.exchange = Exchange(self._door, self, head)
+        if not exchange.body.done and end < len(data):
+            end = self._feed(exchange, data, end)
+        if not self._closing:
+            self._ahead = data[end:]
+            exchange.start()
+        return True
+
+    def _incomplete(self, data: bytes) -> bool:
+        if data:
+            check_request_start(data)
+            self._scanned = len(data)
+            if not self._head_started:
+                self._head_started = True
+                self._deadline_at = self._door.time() + HEAD_S
+        return False
+
+    def _feed(self, exchange: Exchange, data: bytes, start: int) -> int:
+        try:
+            return exchange.feed(data, start)
+        except BadMessage as bad:
+            exchange.bad_request(bad)
+            return len(data)
+
+    def _reject(self, status: int, code: str, message: str) -> None:
+        self._door.counters.responded(status)
+        self.write(error_bytes(status, code, message, connection=b"close", retry_after_s=None, with_body=True))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but only after the client had a chance to read: closing on unread bytes would destroy the answer."""
+        self._closing = True
+        self._ahead = b""
+        self._deadline_at = self._door.time() + LINGER_S
+        self.half_close()
+        if self._paused:
+            self.update_reading()
+
+    def _vanish(self) -> None:
+        exchange, self.exchange = self.exchange, None
+        self._closing = True
+        self._transport.abort()
+        if exchange is not None:
+            exchange.client_gone()
+
+    # ---- the sweep ------------------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """See to deadlines."""
+        if self.exchange is not None:
+            self.exchange.check(now)
+        elif now < self._deadline_at or self._transport.get_write_buffer_size():
+            return
+        elif self._closing:
+            self._transport.abort()
+        elif self._head_started:
+            self._reject(408, "request_timeout", "the request head took too long")
+        else:
+            self._closing = True
+            self._transport.close()
+
+    @property
+    def unheard(self) -> int | None:
+        """The descriptor of a waiting client whose leaving cannot be heard, because it is not being read."""
+        if not self._paused or self.exchange is None or self.exchange.tunnel:
+            return None
+        sock: socket.socket | None = self._transport.get_extra_info("socket")
+        return None if sock is None or self._transport.is_closing() else sock.fileno()
+
+    def left(self) -> None:
+        """The client was found to have left."""
+        self._vanish()
+
+    def end(self, *, now: bool) -> None:
+        """The process stops: close when idle, or in any case and at once."""
+        if now:
+            self._transport.abort()
+        elif self.exchange is None and not self._closing:
+            self._closing = True
+            self._transport.close()
+
+
+class Server:
+    """Accepts clients, sweeps, stops."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._clients: set[ClientConnection] = set()
+        self._listening: asyncio.Server | None = None
+        self._stop_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.stopped: asyncio.Future[None] = self._loop.create_future()
+
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Serve on a bound socket."""
+        scheme = b"https" if tls else b"http"
+        self._listening = await self._loop.create_server(
+            lambda: ClientConnection(self._door, self._clients, scheme), sock=listener, backlog=BACKLOG, ssl=tls
+        )
+        self._sweep()
+
+    def stop(self, grace_s: float) -> None:
+        """Accept nothing more; `stopped` is set when the requests under way are done, or after `grace_s`."""
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        stop_at = self._door.time() + grace_s
+        self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
+        self._door.stop()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        now = self._door.time()
+        self._door.sweep()
+        for client in list(self._clients):
+            client.check(now)
+        self._find_unheard()
+        if self._stop_at is not None and self._finish(now, self._stop_at):
+            return
+        self._timer = self._loop.call_later(SWEEP_S if self._stop_at is None else SWEEP_S / 5, self._sweep)
+
+    def _find_unheard(self) -> None:
+        silent = {fd: client for client in self._clients if (fd := client.unheard) is not None}
+        if not silent or not _POLL_GONE:
+            return
+        poll = select.poll()
+        for descriptor in silent:
+            poll.register(descriptor, _POLL_GONE)
+        for descriptor, _ in poll.poll(0):
+            silent[descriptor].left()
+
+    def _finish(self, now: float, stop_at: float) -> bool:
+        for client in list(self._clients):
+            client.end(now=now >= stop_at)
+        if self._clients and now < stop_at:
+            return False
+        self._door.pool.close_idle()
+        if not self.stopped.done():
+            self.stopped.set_result(None)
+        return True
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """A socket bound to the address. Raises OSError, EADDRINUSE among others."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    set_options(listener)  # accepted sockets inherit them
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,144 @@
+"""One connection to a replica. It carries one exchange at a time and lies idle in the pool between two.
+
+It knows its socket and whose turn it is. It must not know HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol, cast
+
+from skyserve.load_balancer.pool import Pool, Upstream
+
+CONNECT_TIMEOUT_S = 3.0
+"""A replica that does not accept a connection in this time counts as unreachable."""
+
+WRITE_BUFFER = 256 * 1024
+"""Bytes that may wait for a slow reader before the other side is no longer read."""
+
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
+
+class Carried(Protocol):
+    """The exchange on a connection, as the connection sees it."""
+
+    def upstream_data(self, data: bytes) -> None:
+        """Bytes of the answer."""
+        ...
+
+    def upstream_eof(self) -> bool:
+        """The replica will send no more. True keeps the connection open for writing."""
+        ...
+
+    def upstream_lost(self, *, clean: bool) -> None:
+        """The connection is gone; `clean` when the replica ended it in order."""
+        ...
+
+    def upstream_full(self) -> None:
+        """The replica reads too slowly, or fast enough again."""
+        ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """See the module."""
+
+    __slots__ = ("_eof", "_paused", "carried", "idle_since", "page", "pool", "reused", "transport", "write_paused")
+
+    def __init__(self, pool: Pool[UpstreamConnection], page: Upstream[UpstreamConnection]) -> None:
+        self.pool = pool
+        self.page = page
+        self.carried: Carried | None = None
+        self.idle_since = 0.0
+        self.reused = False
+        self.write_paused = False
+        self._paused = False
+        self._eof = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        set_options(transport.get_extra_info("socket"))
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio. What nobody asked for ends the connection: it may be half of something."""
+        if self.carried is not None:
+            self.carried.upstream_data(data)
+        else:
+            self._retire()
+
+    def eof_received(self) -> bool:
+        """See asyncio."""
+        self._eof = True
+        if self.carried is not None:
+            return self.carried.upstream_eof()
+        self._retire()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        if self.carried is not None:
+            self.carried.upstream_lost(clean=self._eof and exc is None)
+        else:
+            self.pool.lost_idle(self.page, self)
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        self.write_paused = True
+        if self.carried is not None:
+            self.carried.upstream_full()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self.write_paused = False
+        if self.carried is not None:
+            self.carried.upstream_full()
+
+    def set_reading(self, *, wanted: bool) -> None:
+        """Read on, or leave the bytes in the kernel."""
+        if wanted != self._paused or self.transport.is_closing():
+            return
+        self._paused = not wanted
+        if wanted:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    @property
+    def reading(self) -> bool:
+        """Whether the replica's bytes are being read."""
+        return not self._paused
+
+    def reusable(self) -> bool:
+        """Nothing is left over from the last exchange."""
+        return not (self._eof or self.transport.is_closing() or self.transport.get_write_buffer_size())
+
+    def close(self) -> None:
+        """See Closable."""
+        self.transport.abort()
+
+    def _retire(self) -> None:
+        self.pool.lost_idle(self.page, self)
+        self.transport.abort()
+
+
+async def connect(pool: Pool[UpstreamConnection], page: Upstream[UpstreamConnection]) -> UpstreamConnection:
+    """A new connection to a replica. Raises OSError when it refuses or cannot be reached."""
+    host, _, port = page.address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        _, connection = await loop.create_connection(
+            lambda: UpstreamConnection(pool, page), host.strip("[]"), int(port)
+        )
+    return connection
+
+
+def set_options(sock: socket.socket) -> None:
+    """Send at once, and have the kernel find out when a silent peer is gone: machines vanish without a word."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio forgets it for some sockets it accepts
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

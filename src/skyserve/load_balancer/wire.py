@@ -1,0 +1,194 @@
+"""The words between controller and door: one JSON object a line, both ways. Both ends use this module.
+
+It knows the format and nothing else; it must not know sockets, and imports only the model.
+
+Controller to door: `table`, `stop`. Door to controller: `hello` once, then `load`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from skyserve.model.evidence import LoadReport
+from skyserve.model.routing import Endpoint, RoutingTable
+from skyserve.model.service import LoadBalancer
+
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+):[0-9]{1,5}")
+
+
+class BadWord(ValueError):
+    """A line that is not one of the words above; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Accept nothing more, and exit when the requests under way are done, in `grace_s` seconds at the latest."""
+
+    grace_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The door introduces itself. `boot` is new in each life; `table` is the number it obeys; `port` it listens on."""
+
+    boot: str
+    pid: int
+    table: int
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class DoorReport:
+    """What the door tells of itself. Counts by status only grow while it lives (`load.boot`).
+
+    `suspects` are ids of replicas that refused or did not answer: worth a probe at once.
+    """
+
+    load: LoadReport
+    suspects: tuple[int, ...] = ()
+    responses: Mapping[int, int] = field(default_factory=dict)
+    retries: int = 0
+
+
+def encode_table(table: RoutingTable) -> bytes:
+    """One line: the routing table."""
+    return _line({"type": "table", **asdict(table)})
+
+
+def encode_stop(stop: Stop) -> bytes:
+    """One line: the order to stop."""
+    return _line({"type": "stop", "grace_s": stop.grace_s})
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """One line: the door's introduction."""
+    return _line({"type": "hello", **asdict(hello)})
+
+
+def encode_report(report: DoorReport) -> bytes:
+    """One line: the door's report. `load.at` is not sent; whoever hears it knows when."""
+    load = asdict(report.load)
+    del load["at"]
+    rest = {"suspects": report.suspects, "responses": dict(report.responses), "retries": report.retries}
+    return _line({"type": "load", **load, **rest})
+
+
+def decode_order(line: bytes) -> RoutingTable | Stop:
+    """Read what the controller said. Raises BadWord."""
+    word = _object(line)
+    try:
+        if word.get("type") == "table":
+            return _table(word)
+        if word.get("type") == "stop":
+            return Stop(_number(word.get("grace_s", 10.0)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadWord(f"malformed {word.get('type')}: {error!r}") from error
+    raise BadWord(f"unknown type {word.get('type')!r}")
+
+
+def decode_report(line: bytes, *, at: float) -> Hello | DoorReport:
+    """Read what the door said; `at` is when it was heard, Unix seconds. Raises BadWord."""
+    word = _object(line)
+    try:
+        if word.get("type") == "hello":
+            return Hello(str(word["boot"]), _whole(word["pid"]), _whole(word["table"]), _whole(word["port"]))
+        if word.get("type") == "load":
+            return _report(word, at)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadWord(f"malformed {word.get('type')}: {error!r}") from error
+    raise BadWord(f"unknown type {word.get('type')!r}")
+
+
+def _line(word: Mapping[str, object]) -> bytes:
+    return json.dumps(word, separators=(",", ":")).encode() + b"\n"
+
+
+def _object(line: bytes) -> dict[str, object]:
+    try:
+        word = json.loads(line)
+    except ValueError as error:
+        raise BadWord(f"not JSON: {error}") from error
+    return _mapping(word)
+
+
+def _table(word: Mapping[str, object]) -> RoutingTable:
+    rows = word["endpoints"]
+    if not isinstance(rows, list):
+        raise BadWord("endpoints is not a list")
+    return RoutingTable(
+        number=_whole(word["number"]),
+        policy=str(word.get("policy", "least_load")),
+        settings=_settings(_mapping(word.get("settings", {}))),
+        endpoints=tuple(_endpoint(_mapping(row)) for row in rows),
+        closing=word.get("closing") is True,
+    )
+
+
+def _settings(word: Mapping[str, object]) -> LoadBalancer:
+    default = LoadBalancer()
+    silence = word.get("stream_timeout_seconds")
+    return LoadBalancer(
+        mode=_one_of(word.get("mode", default.mode), "proxy", "redirect"),
+        stream_timeout_seconds=None if silence is None else _number(silence),
+        queue_size=_whole(word.get("queue_size", default.queue_size)),
+        queue_timeout_seconds=_number(word.get("queue_timeout_seconds", default.queue_timeout_seconds)),
+        retry=_one_of(word.get("retry", default.retry), "idempotent", "safe"),
+    )
+
+
+def _endpoint(word: Mapping[str, object]) -> Endpoint:
+    address, weight = str(word["address"]), _number(word.get("weight", 1.0))
+    if not _ADDRESS.fullmatch(address) or int(address.rpartition(":")[2]) > 65535:
+        raise BadWord(f"address {address!r} is not host:port")
+    if weight <= 0:
+        raise BadWord(f"weight {weight} is not positive")
+    return Endpoint(_whole(word["replica_id"]), address, weight, word.get("draining") is True)
+
+
+def _report(word: Mapping[str, object], at: float) -> DoorReport:
+    suspects = word["suspects"]
+    if not isinstance(suspects, list):
+        raise BadWord("suspects is not a list")
+    load = LoadReport(
+        at=at,
+        boot=str(word["boot"]),
+        table=_whole(word["table"]),
+        in_flight=_counts(word["in_flight"]),
+        held=_whole(word["held"]),
+        requests_total=_whole(word["requests_total"]),
+        arrivals_per_s=_number(word["arrivals_per_s"]),
+        window_s=_number(word["window_s"]),
+    )
+    ids = tuple(_whole(id_) for id_ in suspects)
+    return DoorReport(load, ids, _counts(word["responses"]), _whole(word["retries"]))
+
+
+def _counts(value: object) -> dict[int, int]:
+    return {int(key): _whole(count) for key, count in _mapping(value).items()}
+
+
+def _mapping(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise BadWord(f"{value!r:.40} is not an object")
+    return value
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadWord(f"{value!r:.40} is not a whole number")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadWord(f"{value!r:.40} is not a number")
+    return float(value)
+
+
+def _one_of(value: object, *words: str) -> str:
+    if value not in words:
+        raise BadWord(f"{value!r:.40} is not one of {', '.join(words)}")
+    return str(value)
