@@ -1,0 +1,164 @@
+"""Actions -> provider calls, all at once and off the loop's path. What became of them is observed in a later step."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine, Mapping
+
+from skyserve.clock import Clock
+from skyserve.controller.files import Files
+from skyserve.errors import (
+    CapacityUnavailable,
+    CredentialsRejected,
+    OrderRejected,
+    ProviderError,
+    QuotaExceeded,
+    Throttled,
+)
+from skyserve.model.codec import dumps
+from skyserve.model.decision import Launch, Observation, Plan, Terminate
+from skyserve.model.evidence import Listing, Outcome, OutcomeKind
+from skyserve.model.replica import Replica
+from skyserve.model.service import ServiceSpec
+from skyserve.providers.base import LaunchOrder, Provider
+from skyserve.store.secrets import SecretStore
+
+_KINDS: tuple[tuple[type[ProviderError], OutcomeKind], ...] = (
+    (CapacityUnavailable, OutcomeKind.CAPACITY),
+    (QuotaExceeded, OutcomeKind.QUOTA),
+    (Throttled, OutcomeKind.THROTTLED),
+    (CredentialsRejected, OutcomeKind.CREDENTIALS),
+    (OrderRejected, OutcomeKind.REJECTED),
+)
+
+
+class Hands:
+    """Calls under way for one service, and the outcomes that no committed step has seen yet."""
+
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        secrets: SecretStore,
+        files: Files,
+        clock: Clock,
+        nudge: Callable[[], None],
+    ) -> None:
+        self._providers = providers
+        self._secrets = secrets
+        self._files = files
+        self._clock = clock
+        self._nudge = nudge
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._outcomes: dict[str, Outcome] = {}
+        self._ended_at: dict[str, tuple[str, float]] = {}
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What calls came to since the last committed step."""
+        return tuple(self._outcomes[key] for key in sorted(self._outcomes))
+
+    def seen(self, outcomes: tuple[Outcome, ...]) -> None:
+        """These are part of a committed step: forget them."""
+        for outcome in outcomes:
+            if self._outcomes.get(outcome.key) == outcome:
+                del self._outcomes[outcome.key]
+
+    def in_flight(self, listings: Mapping[str, object]) -> tuple[str, ...]:
+        """Calls under way, and terminations too recent for the listings to show them."""
+        for instance_id, (provider, at) in list(self._ended_at.items()):
+            listing = listings.get(provider)
+            if isinstance(listing, Listing) and listing.at > at:
+                del self._ended_at[instance_id]
+        return tuple(sorted(self._running.keys() | self._ended_at.keys()))
+
+    def start(self, observation: Observation, plan: Plan) -> None:
+        """Start every call the plan asks for, unless the same one is still under way."""
+        for action in plan.actions:
+            if isinstance(action, Launch) and action.replica.offering is not None:
+                order = self._launch(observation, action.replica, action.replica.offering.provider)
+                self._start(action.replica.token, order)
+            elif isinstance(action, Terminate):
+                self._start(action.instance_id, self._terminate(action.provider, action.instance_id))
+
+    def _start(self, key: str, call: Coroutine[None, None, Outcome]) -> None:
+        if key in self._running:
+            call.close()
+            return
+        self._running[key] = asyncio.create_task(self._record(key, call))
+
+    async def _record(self, key: str, call: Coroutine[None, None, Outcome]) -> None:
+        try:
+            self._outcomes[key] = await call
+        finally:
+            del self._running[key]
+            self._nudge()
+
+    async def _launch(self, observation: Observation, replica: Replica, provider_name: str) -> Outcome:
+        spec = observation.specs[replica.launched_version]
+        order = launch_order(observation.tag, spec, replica, self._secrets, self._files)
+        try:
+            instance = await self._providers[provider_name].launch(order)
+        except ProviderError as error:
+            return refusal(replica.token, error, self._clock.now())
+        return Outcome(replica.token, OutcomeKind.ACCEPTED, self._clock.now(), instance_id=instance.id)
+
+    async def _terminate(self, provider_name: str, instance_id: str) -> Outcome:
+        try:
+            await self._providers[provider_name].terminate(instance_id)
+        except ProviderError as error:
+            return refusal(instance_id, error, self._clock.now())
+        now = self._clock.now()
+        self._ended_at[instance_id] = (provider_name, now)
+        return Outcome(instance_id, OutcomeKind.ACCEPTED, now)
+
+    async def close(self) -> None:
+        """Stop waiting for answers; what was asked for shows up in the listings."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def refusal(key: str, error: ProviderError, now: float) -> Outcome:
+    """A provider's error as an outcome: the class decides the reaction."""
+    kind = next((kind for cls, kind in _KINDS if isinstance(error, cls)), OutcomeKind.UNAVAILABLE)
+    retry_after_s = error.retry_after_s if isinstance(error, Throttled) else 0.0
+    return Outcome(key, kind, now, detail=error.message, retry_after_s=retry_after_s)
+
+
+def launch_order(tag: str, spec: ServiceSpec, replica: Replica, secrets: SecretStore, files: Files) -> LaunchOrder:
+    """All that a machine needs to become this replica."""
+    if replica.offering is None:
+        raise ValueError(f"replica {replica.id} has no offering yet")
+    version = replica.launched_version
+    return LaunchOrder(
+        service=tag,
+        service_name=spec.name,
+        replica_id=replica.id,
+        version=version,
+        token=replica.token,
+        workspace=_workspace(spec, version),
+        offering=replica.offering,
+        run=spec.run,
+        setup=spec.setup,
+        port=spec.port,
+        envs=dict(spec.envs),
+        secrets=secrets.get(tag, version) if spec.secrets else {},
+        workdir=str(files.workdir(version)) if spec.workdir else None,
+        file_mounts={target: str(files.mount(version, target)) for target in spec.file_mounts},
+        num_nodes=spec.num_nodes,
+    )
+
+
+def _workspace(spec: ServiceSpec, version: int) -> str:
+    """Versions that share replicas share setup's result too; files that were copied belong to one version alone."""
+    if spec.workdir or spec.file_mounts:
+        return f"v{version}"
+    launched_with = [
+        spec.run,
+        spec.setup or "",
+        dumps(spec.resources),
+        dumps(dict(spec.envs)),
+        dumps(dict(spec.secrets)),
+    ]
+    return hashlib.sha256("\0".join(launched_with).encode()).hexdigest()[:16]

@@ -1,0 +1,55 @@
+"""What a spec needs before it becomes a version: that it can work here at all, and a word on what may surprise."""
+
+from __future__ import annotations
+
+import socket
+
+from skyserve.config import ENDPOINT_PORTS
+from skyserve.controller.offers import Offered
+from skyserve.errors import Infeasible, UsageError
+from skyserve.model.service import ServiceSpec
+
+
+def refuse_impossible(spec: ServiceSpec) -> None:
+    """Raise UsageError for what is understood but cannot be done yet: better now than as a service that fails."""
+    if spec.num_nodes > 1:
+        raise UsageError(
+            f"num_nodes: {spec.num_nodes} asks for replicas of several machines: not supported yet",
+            hint="use an instance with more accelerators, or num_nodes: 1",
+        )
+    if spec.tls is not None:
+        raise UsageError(
+            "tls: the endpoint cannot serve TLS itself yet",
+            hint="remove the tls section and put a TLS proxy in front of the endpoint",
+        )
+
+
+def warnings(spec: ServiceSpec, offered: Offered, shared_hosts: frozenset[str]) -> tuple[str, ...]:
+    """Things that are allowed and may still surprise."""
+    found = []
+    on_shared_host = any(offering.provider in shared_hosts for offering in offered.offerings)
+    if on_shared_host and "PORT" not in spec.run and spec.replica_policy.max_replicas > 1:
+        found.append(
+            f"run does not mention $PORT: replicas share this machine, so of engines that always listen on {spec.port} "
+            "only one can start"
+        )
+    return tuple(found)
+
+
+def free_endpoint_port(host: str, taken: frozenset[int]) -> int:
+    """The lowest endpoint port that neither a service nor any other program uses. Raises Infeasible when all are."""
+    for port in ENDPOINT_PORTS:
+        if port not in taken and _bindable(host, port):
+            return port
+    first, last = ENDPOINT_PORTS[0], ENDPOINT_PORTS[-1]
+    raise Infeasible(f"every endpoint port from {first} to {last} is taken", hint="take a service down")
+
+
+def _bindable(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,207 @@
+"""The controller's end of the door: keep its process alive, push the routing table, hear the load.
+
+The door is a process of its own that outlives the controller. A new controller finds it by its admin socket, and
+restarts it only when nobody answers there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from skyserve.clock import Clock
+from skyserve.load_balancer import wire
+from skyserve.model.evidence import LoadReport
+from skyserve.model.routing import RoutingTable
+
+RETRY_S = 0.05
+"""Pause between two attempts to reach a door that is starting."""
+START_DEADLINE_S = 10.0
+SILENCE_S = 10.0
+"""A door reports every second; one that has not for this long is taken for dead and restarted."""
+QUICK_DEATH_S = 1.0
+LINE_LIMIT = 1 << 20
+"""Longest report that is read, in bytes."""
+EXIT_PORT_IN_USE = 98
+STOP_GRACE_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DoorPlace:
+    """Where a service's door lives and listens."""
+
+    service: str
+    directory: Path
+    socket: Path
+    host: str
+    port: int
+
+
+class Door:
+    """One service's door. `load` is its latest report, None while it is not heard; `trouble` says why it is not up."""
+
+    def __init__(
+        self, place: DoorPlace, clock: Clock, nudge: Callable[[], None], suspect: Callable[[int], None]
+    ) -> None:
+        self._place = place
+        self._clock = clock
+        self._nudge = nudge
+        self._suspect = suspect
+        self._table: RoutingTable | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
+        self._started_at = 0.0
+        self._stopping = False
+        self.load: LoadReport | None = None
+        self.trouble = ""
+
+    def publish(self, table: RoutingTable) -> None:
+        """Push a table, when it says anything that the one before did not."""
+        if self._table is not None and replace(table, number=self._table.number) == self._table:
+            return
+        self._table = table
+        self._push()
+
+    def _push(self) -> None:
+        if self._writer is not None and self._table is not None:
+            self._writer.write(wire.encode_table(self._table))
+
+    async def run(self) -> None:
+        """Keep the door up until `stop`."""
+        while not self._stopping:
+            connection = await self._connect()
+            if connection is None:
+                await self._restart()
+                continue
+            reader, self._writer = connection
+            self._push()
+            try:
+                await self._listen(reader)
+            except (OSError, TimeoutError, ValueError) as error:
+                log.warning("service %s: the door is not heard: %s", self._place.service, error or "silence")
+                self._kill()
+            finally:
+                await self._disconnect()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        try:
+            return await asyncio.open_unix_connection(str(self._place.socket), limit=LINE_LIMIT)
+        except OSError:
+            return None
+
+    async def _disconnect(self) -> None:
+        writer, self._writer = self._writer, None
+        self.load = None
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Take reports until the door closes the connection. Raises TimeoutError when it falls silent."""
+        while True:
+            async with asyncio.timeout(SILENCE_S):
+                line = await reader.readline()
+            if not line:
+                return
+            message = wire.decode_report(line, at=self._clock.now())
+            if isinstance(message, wire.Hello):
+                self._pid = message.pid
+                continue
+            self.trouble = ""
+            self._hear(message)
+
+    def _hear(self, message: wire.DoorReport) -> None:
+        before, self.load = self.load, message.load
+        for replica_id in message.suspects:
+            self._suspect(replica_id)
+        if before is None or _matters(before, message.load):
+            self._nudge()
+
+    async def _restart(self) -> None:
+        """Start a door process and wait until it answers, or until it has given up."""
+        if self._process is None or self._process.poll() is not None:
+            await self._mourn()
+            self._process = self._spawn()
+            self._started_at = self._clock.now()
+        deadline = self._clock.now() + START_DEADLINE_S
+        while self._clock.now() < deadline and self._process.poll() is None:
+            if self._place.socket.exists() and await self._answers():
+                return
+            await self._clock.sleep(RETRY_S)
+
+    async def _mourn(self) -> None:
+        """Say why the last process ended; one that hardly lived is not followed by another at once."""
+        if self._process is None or not self._process.returncode:
+            return
+        self._explain(self._process.returncode)
+        if self._clock.now() - self._started_at < QUICK_DEATH_S:
+            await self._clock.sleep(QUICK_DEATH_S)
+
+    async def _answers(self) -> bool:
+        connection = await self._connect()
+        if connection is None:
+            return False
+        connection[1].close()
+        return True
+
+    def _explain(self, code: int) -> None:
+        if code == EXIT_PORT_IN_USE:
+            self.trouble = f"the endpoint is down: another program listens on port {self._place.port}"
+        else:
+            self.trouble = f"the endpoint is down: its process ended with code {code}"
+        log.error("service %s: %s", self._place.service, self.trouble)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        place = self._place
+        place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "skyserve.load_balancer", "--service", place.service]
+        command += ["--dir", str(place.directory), "--host", place.host, "--port", str(place.port)]
+        command += ["--socket", str(place.socket)]
+        log.info("service %s: starting the door on port %d", place.service, place.port)
+        descriptor = os.open(place.directory / "door.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, start_new_session=True
+            )
+        finally:
+            os.close(descriptor)
+
+    def _kill(self) -> None:
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            self._pid = None
+
+    async def stop(self) -> None:
+        """End the door for good: it finishes what it has, up to a grace, and is then killed."""
+        self._stopping = True
+        if self._writer is not None:
+            self._writer.write(wire.encode_stop(wire.Stop(STOP_GRACE_S)))
+        deadline = self._clock.now() + STOP_GRACE_S + 2.0
+        while self._clock.now() < deadline and self._place.socket.exists():
+            await self._clock.sleep(RETRY_S)
+        if self._place.socket.exists():
+            self._kill()
+            self._place.socket.unlink(missing_ok=True)
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
+
+
+def _matters(before: LoadReport, after: LoadReport) -> bool:
+    """Whether a report may change a decision at once, rather than at the next look."""
+    woke = after.held > 0 and before.held == 0
+    drained = any(not after.in_flight.get(replica_id) for replica_id, count in before.in_flight.items() if count)
+    return woke or drained or before.table != after.table

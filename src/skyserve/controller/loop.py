@@ -1,0 +1,157 @@
+"""`step`: observe, decide, commit, act. And `run`: one step after the other for as long as the service exists."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from skyserve.clock import Clock
+from skyserve.controller.act import Hands
+from skyserve.controller.door import Door
+from skyserve.controller.offers import Offers
+from skyserve.controller.probe import Prober, probed, question
+from skyserve.controller.watch import Watch
+from skyserve.decide.reconcile import decide
+from skyserve.errors import Conflict, StoreUnavailable
+from skyserve.model.decision import Observation, Plan
+from skyserve.model.routing import RoutingTable
+from skyserve.store.base import Lease, ServiceState, Store
+from skyserve.store.secrets import SecretStore
+
+LEASE_S = 30.0
+"""How long a controller that says nothing keeps its services to itself."""
+STORE_RETRY_S = 1.0
+SHORTEST_PAUSE_S = 0.02
+"""Nudges that come together are answered by one step."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class World:
+    """One service's senses and hands. `trouble` is what keeps the loop from working, in words; empty when nothing."""
+
+    service: str
+    holder: str
+    store: Store
+    secrets: SecretStore
+    clock: Clock
+    watches: Mapping[str, Watch]
+    offers: Offers
+    prober: Prober
+    hands: Hands
+    door: Door
+    nudged: asyncio.Event = field(default_factory=asyncio.Event)
+    trouble: str = ""
+    lease: Lease | None = None
+
+    def nudge(self) -> None:
+        """Something happened: look again now."""
+        self.nudged.set()
+
+
+async def step(world: World) -> Plan:
+    """One turn of the loop. A crash anywhere in it is harmless: the next one begins again at observe."""
+    lease = await _hold_lease(world)
+    state = await world.store.load(world.service)
+    observation = await observe(world, state)
+    plan = decide(observation)
+    revision = await world.store.commit(observation, plan, lease=lease)
+    world.hands.seen(observation.outcomes)
+    act(world, observation, plan, revision)
+    return plan
+
+
+async def _hold_lease(world: World) -> Lease:
+    now = world.clock.now()
+    if world.lease is None or world.lease.expires_at - now < LEASE_S / 2:
+        world.lease = await world.store.lease(world.service, world.holder, now=now, ttl_s=LEASE_S)
+    return world.lease
+
+
+async def observe(world: World, state: ServiceState) -> Observation:
+    """Gather what is known right now. Nothing here waits for a provider, a replica or the door."""
+    tag = f"{state.name}-{state.uid}"
+    answers = {name: watch.answer(tag) for name, watch in world.watches.items()}
+    offerings = await world.offers.of(state.specs[state.latest_version]) if state.wanted else ()
+    return Observation(
+        service=state.name,
+        uid=state.uid,
+        wanted=state.wanted,
+        purge=state.purge,
+        latest_version=state.latest_version,
+        update_mode=state.update_mode,
+        revision=state.revision,
+        now=world.clock.now(),
+        specs=state.specs,
+        replicas=state.replicas,
+        next_replica_id=state.next_replica_id,
+        providers=answers,
+        probes=world.prober.results(),
+        outcomes=world.hands.outcomes(),
+        in_flight=world.hands.in_flight(answers),
+        load=world.door.load,
+        offerings=offerings,
+        evict=state.evict,
+        memory=state.memory,
+        created_at=state.created_at,
+    )
+
+
+def act(world: World, observation: Observation, plan: Plan, revision: int) -> None:
+    """Start what the plan asks for: provider calls, the routing table, probes. Nothing is waited for."""
+    world.hands.start(observation, plan)
+    latest = observation.specs[observation.latest_version]
+    world.door.publish(
+        RoutingTable(
+            number=revision,
+            policy=latest.load_balancing_policy,
+            settings=latest.load_balancer,
+            endpoints=plan.endpoints,
+            closing=not observation.wanted,
+        )
+    )
+    questions = {}
+    for replica, endpoint in probed(plan.replicas):
+        spec = observation.specs[replica.version]
+        values = {**spec.envs, **(world.secrets.get(observation.tag, replica.version) if spec.secrets else {})}
+        questions[replica.id] = question(endpoint, spec.readiness_probe, values)
+    world.prober.follow(questions)
+
+
+async def run(world: World) -> None:
+    """Step until the service is gone. A store that cannot be used is waited for; traffic goes on meanwhile."""
+    while True:
+        world.nudged.clear()
+        try:
+            plan = await step(world)
+        except Conflict:
+            continue
+        except StoreUnavailable as error:
+            _report_trouble(world, error.message)
+            await world.clock.sleep(STORE_RETRY_S)
+            continue
+        world.trouble = ""
+        if plan.finished:
+            return
+        await _rest(world, plan.wake_at)
+
+
+def _report_trouble(world: World, message: str) -> None:
+    if world.trouble != message:
+        log.error("service %s: nothing can be decided: %s", world.service, message)
+    world.trouble = message
+
+
+async def _rest(world: World, wake_at: float) -> None:
+    """Sleep until `wake_at` or a nudge, whichever comes first."""
+    await world.clock.sleep(SHORTEST_PAUSE_S)
+    sleep = asyncio.ensure_future(world.clock.sleep(max(0.0, wake_at - world.clock.now())))
+    nudged = asyncio.ensure_future(world.nudged.wait())
+    try:
+        await asyncio.wait({sleep, nudged}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sleep.cancel()
+        nudged.cancel()

@@ -1,0 +1,286 @@
+"""One loop per service: created, adopted after a restart, kept alive whatever happens, ended with the service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+from skyserve.clock import Clock
+from skyserve.config import Config
+from skyserve.controller import admission
+from skyserve.controller.act import Hands
+from skyserve.controller.door import Door, DoorPlace
+from skyserve.controller.files import Files
+from skyserve.controller.loop import World, run
+from skyserve.controller.offers import Offered, Offers, require
+from skyserve.controller.probe import Prober
+from skyserve.controller.watch import Watch
+from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound
+from skyserve.model.evidence import LoadReport, Silent
+from skyserve.model.service import ServiceSpec, UpdateMode
+from skyserve.providers.base import Provider
+from skyserve.store.base import ServiceState, Store
+from skyserve.store.secrets import SecretStore
+
+RESTART_PAUSE_S = 1.0
+LONGEST_RESTART_PAUSE_S = 30.0
+SWEEP_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Served:
+    """A service that has a loop here."""
+
+    tag: str
+    world: World
+    task: asyncio.Task[None]
+
+
+class Supervisor:
+    """All services of this installation."""
+
+    def __init__(
+        self, config: Config, store: Store, providers: Mapping[str, Provider], clock: Clock, secrets: SecretStore
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.providers = providers
+        self.clock = clock
+        self._secrets = secrets
+        self._watches = {name: Watch(p, clock, self._changed) for name, p in providers.items()}
+        self._served: dict[str, _Served] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self._writing = asyncio.Lock()
+        self._session: aiohttp.ClientSession | None = None
+        self._strangers: set[str] = set()
+        self.last_service_at = clock.now()
+
+    async def start(self) -> None:
+        """Adopt every stored service and begin to watch."""
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        for name in await self.store.services():
+            self._serve(await self.store.load(name))
+        self._background = [asyncio.create_task(watch.run()) for watch in self._watches.values()]
+        self._background.append(asyncio.create_task(self._sweep_for_ever()))
+
+    async def close(self) -> None:
+        """Leave: replicas and doors go on, the next controller adopts them."""
+        tasks = self._background + [served.task for served in self._served.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+        await self.store.close()
+
+    def names(self) -> list[str]:
+        """Services that have a loop here."""
+        return sorted(self._served)
+
+    # ---- what users ask for
+
+    async def plan(self, spec: ServiceSpec) -> tuple[Offered, tuple[str, ...]]:
+        """What a spec could run on here, and what may surprise. Raises UsageError for what cannot work."""
+        admission.refuse_impossible(spec)
+        offered = await Offers(self.providers, self.clock).ask(spec.resources)
+        shared = frozenset(name for name, p in self.providers.items() if p.capabilities.shares_host)
+        return offered, admission.warnings(spec, offered, shared)
+
+    async def create(self, spec: ServiceSpec, secrets: Mapping[str, str]) -> ServiceState:
+        """A new service. Raises Infeasible, UsageError, ServiceExists, StoreUnavailable; then nothing is left over."""
+        offered, _ = await self.plan(spec)
+        require(offered)
+        async with self._writing:
+            uid = uuid.uuid4().hex[:8]
+            tag = f"{spec.name}-{uid}"
+            port = admission.free_endpoint_port(self.config.endpoint_host, await self._ports())
+            try:
+                await asyncio.to_thread(self._keep, tag, 1, spec, secrets)
+                state = await self.store.create(spec, uid=uid, port=port, now=self.clock.now())
+            except BaseException:
+                self._forget_files(tag)
+                raise
+            self._serve(state)
+        return state
+
+    async def update(self, spec: ServiceSpec, secrets: Mapping[str, str], mode: UpdateMode) -> int:
+        """The next version of a service; its number."""
+        offered, _ = await self.plan(spec)
+        require(offered)
+        async with self._writing:
+            state = await self.store.load(spec.name)
+            tag, version = f"{state.name}-{state.uid}", state.latest_version + 1
+            try:
+                await asyncio.to_thread(self._keep, tag, version, spec, secrets)
+                version = await self.store.put_version(spec, mode=mode, now=self.clock.now())
+            except BaseException:
+                self._secrets.drop(tag, version)
+                self._files(tag).drop(version)
+                raise
+        self._nudge(spec.name)
+        return version
+
+    async def down(self, name: str, *, purge: bool) -> None:
+        """Take a service down: requests under way may finish, then everything of it goes."""
+        await self.store.want_down(name, purge=purge)
+        self._nudge(name)
+
+    async def evict(self, name: str, replica_id: int) -> None:
+        """Remove one replica; the target stays, so another one takes its place."""
+        state = await self.store.load(name)
+        if not any(replica.id == replica_id for replica in state.replicas):
+            known = ", ".join(str(r.id) for r in state.replicas) or "none"
+            raise ServiceNotFound(f"service {name!r} has no replica {replica_id}", hint=f"its replicas: {known}")
+        await self.store.evict(name, replica_id)
+        self._nudge(name)
+
+    def condition(self, name: str) -> tuple[LoadReport | None, str]:
+        """What the door of a service reports, and what keeps the service's loop or door from working."""
+        served = self._served.get(name)
+        if served is None:
+            return None, ""
+        return served.world.door.load, served.world.trouble or served.world.door.trouble
+
+    # ---- one loop per service
+
+    def _serve(self, state: ServiceState) -> None:
+        tag = f"{state.name}-{state.uid}"
+        world = self._world(state, tag)
+        self._served[state.name] = _Served(tag, world, asyncio.create_task(self._keep_running(world, tag)))
+        self.last_service_at = self.clock.now()
+
+    def _world(self, state: ServiceState, tag: str) -> World:
+        if self._session is None:
+            raise RuntimeError("the supervisor has not been started")
+        nudged = asyncio.Event()
+        prober = Prober(self._session, self.clock, nudged.set)
+        place = DoorPlace(
+            service=state.name,
+            directory=self.config.service_dir(tag),
+            socket=self.config.door_socket(tag),
+            host=self.config.endpoint_host,
+            port=state.port,
+        )
+        return World(
+            service=state.name,
+            holder=f"{platform.node()}:{self.config.home}",
+            store=self.store,
+            secrets=self._secrets,
+            clock=self.clock,
+            watches=self._watches,
+            offers=Offers(self.providers, self.clock),
+            prober=prober,
+            hands=Hands(self.providers, self._secrets, self._files(tag), self.clock, nudged.set),
+            door=Door(place, self.clock, nudged.set, prober.hurry),
+            nudged=nudged,
+        )
+
+    async def _keep_running(self, world: World, tag: str) -> None:
+        door = asyncio.create_task(world.door.run())
+        try:
+            await self._run_until_gone(world)
+            await self._bury(world, tag, door)
+        finally:
+            door.cancel()
+            await asyncio.gather(door, world.prober.close(), world.hands.close(), return_exceptions=True)
+
+    async def _run_until_gone(self, world: World) -> None:
+        pause_s = RESTART_PAUSE_S
+        while True:
+            try:
+                await run(world)
+                return
+            except LeaseLost as error:
+                world.trouble = error.message
+            except Exception as error:  # a defect in one service's loop must not end the others
+                log.exception("service %s: the loop failed and is started again", world.service)
+                world.trouble = f"internal error, tried again every {pause_s:g}s: {type(error).__name__}: {error}"
+            await self.clock.sleep(pause_s)
+            pause_s = min(LONGEST_RESTART_PAUSE_S, pause_s * 2)
+
+    async def _bury(self, world: World, tag: str, door: asyncio.Task[None]) -> None:
+        """Nothing runs any more: end the door, give back what the replicas shared, forget the service."""
+        await world.door.stop()
+        await door
+        await self._release(tag)
+        await asyncio.to_thread(self._forget_files, tag)
+        await self.store.delete(world.service)
+        del self._served[world.service]
+        self.last_service_at = self.clock.now()
+        log.info("service %s is gone", world.service)
+
+    async def _release(self, tag: str) -> None:
+        for provider in self.providers.values():
+            try:
+                await provider.release(tag)
+            except ProviderError as error:
+                log.warning("%s: what %s shared was not given back: %s", provider.name, tag, error.message)
+
+    # ---- beside the loops
+
+    def _changed(self, tags: set[str]) -> None:
+        for served in self._served.values():
+            if served.tag in tags:
+                served.world.nudge()
+
+    def _nudge(self, name: str) -> None:
+        if name in self._served:
+            self._served[name].world.nudge()
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await self.clock.sleep(SWEEP_S)
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        """End what carries the tag of a service that does not exist, when it was seen twice."""
+        stored = {served.tag for served in self._served.values()}
+        strangers: set[str] = set()
+        for name, watch in self._watches.items():
+            watch.busy = bool(self._served)
+            listing = watch.everything()
+            if isinstance(listing, Silent):
+                continue
+            for instance in listing.instances:
+                if instance.service in stored:
+                    continue
+                strangers.add(instance.id)
+                if instance.id in self._strangers:
+                    await self._end_stranger(name, instance.id, instance.service)
+        self._strangers = strangers
+
+    async def _end_stranger(self, provider: str, instance_id: str, tag: str) -> None:
+        log.warning("%s: ending %s: it belongs to %s, which does not exist", provider, instance_id, tag)
+        try:
+            await self.providers[provider].terminate(instance_id)
+            await self.providers[provider].release(tag)
+        except ProviderError as error:
+            log.warning("%s: %s was not ended: %s", provider, instance_id, error.message)
+
+    # ---- files and secrets
+
+    async def _ports(self) -> frozenset[int]:
+        states: Sequence[ServiceState] = [await self.store.load(name) for name in await self.store.services()]
+        return frozenset(state.port for state in states)
+
+    def _files(self, tag: str) -> Files:
+        return Files(self.config.service_dir(tag))
+
+    def _keep(self, tag: str, version: int, spec: ServiceSpec, secrets: Mapping[str, str]) -> None:
+        self._files(tag).take(spec, version)
+        if spec.secrets:
+            self._secrets.put(tag, version, dict(secrets))
+
+    def _forget_files(self, tag: str) -> None:
+        self._secrets.drop(tag, None)
+        shutil.rmtree(self.config.service_dir(tag), ignore_errors=True)
