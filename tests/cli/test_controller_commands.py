@@ -22,7 +22,9 @@ def test_status_without_one_starts_none(sky, home):
     assert not home.exists()
 
 
-def test_stop_waits_for_the_lock(sky, fake, home):
+def test_stop_waits_for_the_lock(sky, fake, home, make_service):
+    fake.services = {"web": make_service("web", "READY")}
+
     class Stopping(type(sky)):
         """Lets the controller's lock go while the command waits for it."""
 
@@ -35,6 +37,12 @@ def test_stop_waits_for_the_lock(sky, fake, home):
     assert result.out == "The controller has stopped.\n"
     assert "Replicas and endpoints go on" in result.err
     assert fake.calls("POST", "/v1/controller/stop") == [{}]
+
+
+def test_stop_without_services_promises_nothing(sky, fake, home):
+    fcntl.flock(fake.lock, fcntl.LOCK_UN)
+    result = sky("controller", "stop")
+    assert (result.code, result.err) == (0, "")
 
 
 def test_stop_that_does_not_come(sky, fake):

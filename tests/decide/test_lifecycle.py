@@ -187,6 +187,11 @@ def test_a_row_goes_when_a_fresh_listing_shows_its_instance_gone() -> None:
     assert status_after(leaving) == "gone"
 
 
+def test_an_instance_that_does_not_go_is_told() -> None:
+    leaving = replica(1, S.SHUTTING_DOWN, status_since_at=NOW - 601)
+    assert status_after(leaving, providers=listing(leaving)) == "FAILED_CLEANUP"
+
+
 def test_a_failed_replica_is_cleaned_once_its_instance_is_gone() -> None:
     failed = replica(1, S.FAILED, status_since_at=NOW - 1, failure=Failure.APP_EXIT)
     for seen, cleaned in ((listing(failed), False), ({"local": Listing(NOW - 0.1, ())}, True)):

@@ -249,10 +249,15 @@ def test_failed_rows_are_kept_for_people_but_not_for_ever() -> None:
 )
 def test_the_service_status_is_truthful(replicas: tuple[S, ...], failures: int, expected: str) -> None:
     rows = [replica(i, status) for i, status in enumerate(replicas, 1)]
-    memory = Memory(failures=(FailureMemory(1, failures, NOW),))
+    memory = Memory(failures=(FailureMemory(1, failures, NOW),), autoscale=AutoscaleMemory(2))
     assert service_status(rows, memory, wanted=True, latest_version=1, target=2).value == expected
     assert service_status(rows, memory, wanted=False, latest_version=1, target=2).value == "SHUTTING_DOWN"
 
 
 def test_a_service_scaled_to_zero_has_no_replica() -> None:
-    assert service_status((), Memory(), wanted=True, latest_version=1, target=0).value == "NO_REPLICA"
+    memory = Memory(autoscale=AutoscaleMemory(0))
+    assert service_status((), memory, wanted=True, latest_version=1, target=0).value == "NO_REPLICA"
+
+
+def test_before_the_first_decision_a_service_is_being_initialised() -> None:
+    assert service_status((), Memory(), wanted=True, latest_version=1, target=0).value == "CONTROLLER_INIT"

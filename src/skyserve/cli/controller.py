@@ -96,6 +96,7 @@ def stop(session: Session) -> None:
     if client is None:
         _show(session, {"stopped": False}, "The controller is not running.")
         return
+    services = client.controller().services
     client.stop()
     deadline = session.now() + _STOP_DEADLINE_S
     while daemon.lock_is_held(session.config):
@@ -104,9 +105,10 @@ def stop(session: Session) -> None:
                 "the controller was asked to stop but is still there", hint="sky controller logs"
             )
         session.sleep(_POLL_S)
-    session.screen.say(
-        "Replicas and endpoints go on, but nothing replaces, scales or updates them until it runs again."
-    )
+    if services:
+        session.screen.say(
+            "Replicas and endpoints go on, but nothing replaces, scales or updates them until it runs again."
+        )
     _show(session, {"stopped": True}, "The controller has stopped.")
 
 

@@ -84,6 +84,7 @@ class Door:
             if connection is None:
                 await self._restart()
                 continue
+            self.trouble = ""
             reader, self._writer = connection
             self._push()
             try:
@@ -119,7 +120,6 @@ class Door:
             if isinstance(message, wire.Hello):
                 self._pid = message.pid
                 continue
-            self.trouble = ""
             self._hear(message)
 
     def _hear(self, message: wire.DoorReport) -> None:
@@ -133,10 +133,12 @@ class Door:
         """Start a door process and wait until it answers, or until it has given up."""
         if self._process is None or self._process.poll() is not None:
             await self._mourn()
+            if self._stopping:
+                return
             self._process = self._spawn()
             self._started_at = self._clock.now()
         deadline = self._clock.now() + START_DEADLINE_S
-        while self._clock.now() < deadline and self._process.poll() is None:
+        while self._clock.now() < deadline and self._process.poll() is None and not self._stopping:
             if self._place.socket.exists() and await self._answers():
                 return
             await self._clock.sleep(RETRY_S)
@@ -180,6 +182,8 @@ class Door:
             os.close(descriptor)
 
     def _kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
         if self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
@@ -190,14 +194,22 @@ class Door:
         self._stopping = True
         if self._writer is not None:
             self._writer.write(wire.encode_stop(wire.Stop(STOP_GRACE_S)))
+        elif self._process is not None:
+            self._process.terminate()  # it is starting, and not to be spoken to yet
         deadline = self._clock.now() + STOP_GRACE_S + 2.0
-        while self._clock.now() < deadline and self._place.socket.exists():
+        while self._clock.now() < deadline and self._is_there():
             await self._clock.sleep(RETRY_S)
-        if self._place.socket.exists():
+        if self._is_there():
             self._kill()
-            self._place.socket.unlink(missing_ok=True)
+        self._place.socket.unlink(missing_ok=True)
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
+
+    def _is_there(self) -> bool:
+        """Whether the door still lives: our own child, or one that was adopted and is known by its socket."""
+        if self._process is not None:
+            return self._process.poll() is None
+        return self._place.socket.exists()
 
 
 def _matters(before: LoadReport, after: LoadReport) -> bool:

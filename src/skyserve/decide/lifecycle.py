@@ -14,6 +14,8 @@ LAUNCH_GRACE_S = 60.0
 """How long an accepted launch may be missing from its provider's listing before it counts as lost."""
 UNCLEAR_LAUNCH_RETRY_S = 2.0
 """Pause before a launch that got no clear answer is asked for again, with the same token."""
+CLEANUP_PATIENCE_S = 600.0
+"""How long an instance may take to disappear once its end was ordered, before people are told."""
 
 _S = ReplicaStatus
 
@@ -179,9 +181,13 @@ def _draining(replica: Replica, seen: Evidence, now: float) -> Replica:
 
 
 def _shutting_down(replica: Replica, seen: Evidence, now: float) -> Replica | None:
-    if seen.instance is not None:
-        return replace(replica, instance_id=seen.instance.id)
-    return replica if _may_still_exist(replica, seen) else None
+    if seen.instance is None:
+        return replica if _may_still_exist(replica, seen) else None
+    waited_s = now - replica.status_since_at
+    if waited_s > CLEANUP_PATIENCE_S:
+        text = f"instance {seen.instance.id} is still there {waited_s:.0f}s after its end was ordered"
+        return fail(replica, Failure.CLEANUP, now, text)
+    return replace(replica, instance_id=seen.instance.id)
 
 
 def _failed(replica: Replica, seen: Evidence, now: float) -> Replica:

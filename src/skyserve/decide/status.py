@@ -13,9 +13,12 @@ from skyserve.model.service import ServiceStatus
 def service_status(
     replicas: Sequence[Replica], memory: Memory, *, wanted: bool, latest_version: int, target: int
 ) -> ServiceStatus:
-    """READY with one ready replica; FAILED when none is and the latest version keeps failing; see ServiceStatus."""
+    """CONTROLLER_INIT before the first decision, READY with one ready replica, FAILED when none is and the latest
+    version keeps failing."""
     if not wanted:
         return ServiceStatus.SHUTTING_DOWN
+    if memory.autoscale.target is None:
+        return ServiceStatus.CONTROLLER_INIT
     if any(r.status is ReplicaStatus.READY for r in replicas):
         return ServiceStatus.READY
     if backoff.judge(memory.failures, latest_version, target).failed:

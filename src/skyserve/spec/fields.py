@@ -156,7 +156,7 @@ TLS = Section(
         Field("keyfile", _PATH, "Path of the private key, PEM.", required=True),
         Field("certfile", _PATH, "Path of the certificate chain, PEM.", required=True),
     ),
-    "Makes the endpoint `https://`.",
+    "Will make the endpoint `https://`.",
 )
 
 _NO_POOLS = Refused("belongs to pools of workers, and a service has replicas", "use `replicas` or `replica_policy`")
@@ -180,7 +180,7 @@ SERVICE = Section(
             _SERVICE.load_balancing_policy,
         ),
         Field("load_balancer", LOAD_BALANCER, "How requests are relayed; see below."),
-        Field("tls", TLS, "Key and certificate of the endpoint; see below."),
+        Field("tls", TLS, "Key and certificate of the endpoint; refused by `up` until the endpoint can use them."),
         Field("pool", _NO_POOLS),
         Field("workers", _NO_POOLS),
     ),
@@ -192,11 +192,10 @@ _CONSTRAINTS = (
         "infra",
         _INFRA,
         "Where: `cloud`, `cloud/region`, `cloud/region/zone` or `k8s/context`; `*` stands for any.",
-        stored_only=True,
     ),
-    Field("cloud", Text("a cloud", r"[^\s/]+"), "The cloud; excludes `infra`.", stored_only=True),
-    Field("region", Text("a region", r"\S+"), "The region; excludes `infra`.", stored_only=True),
-    Field("zone", Text("a zone", r"[^\s/]+"), "The zone; excludes `infra`.", stored_only=True),
+    Field("cloud", Text("a cloud", r"[^\s/]+"), "The cloud; excludes `infra`."),
+    Field("region", Text("a region", r"\S+"), "The region; excludes `infra`."),
+    Field("zone", Text("a zone", r"[^\s/]+"), "The zone; excludes `infra`."),
     Field(
         "accelerators",
         OneOf((_ACCELERATOR, MapOf(Number(above=0), _ACCELERATOR, nullable=True), ListOf(_ACCELERATOR))),
@@ -206,10 +205,10 @@ _CONSTRAINTS = (
     Field(
         "accelerator_args", MapOf(_VALUE), "Settings of the accelerator, such as `runtime_version`.", stored_only=True
     ),
-    Field("cpus", _AMOUNT, "Virtual CPUs: `8` is exact, `8+` is at least 8.", stored_only=True),
-    Field("memory", _MEMORY, "Memory in GiB: `32`, `32+`, `64GB`, or `4x` the vCPUs.", stored_only=True),
-    Field("instance_type", Text("an instance type", r"\S+"), "The exact instance type.", stored_only=True),
-    Field("use_spot", Boolean(), "Whether replicas run on spot capacity.", _REPLICA.use_spot, stored_only=True),
+    Field("cpus", _AMOUNT, "Virtual CPUs: `8` is exact, `8+` is at least 8."),
+    Field("memory", _MEMORY, "Memory in GiB: `32`, `32+`, `64GB`, or `4x` the vCPUs."),
+    Field("instance_type", Text("an instance type", r"\S+"), "The exact instance type."),
+    Field("use_spot", Boolean(), "Whether replicas run on spot capacity.", _REPLICA.use_spot),
     Field(
         "ports",
         OneOf((_PORT, _PORT_TEXT, ListOf(OneOf((_PORT, _PORT_TEXT))))),
@@ -229,10 +228,9 @@ _CONSTRAINTS = (
         "image_id",
         OneOf((Text("an image", r"\S+"), Refused("by region is not supported yet", "give one image for all regions"))),
         "Machine image, or `docker:IMAGE`. `$NAME` stands for an env.",
-        stored_only=True,
     ),
     Field("labels", MapOf(_VALUE), "Labels put on the machines.", stored_only=True),
-    Field("max_hourly_cost", Number(above=0), "Most dollars an hour that one replica may cost.", stored_only=True),
+    Field("max_hourly_cost", Number(above=0), "Most dollars an hour that one replica may cost."),
     Field("priority", _VALUE, "Scheduling priority of the pod.", stored_only=True),
     Field("priority_class", _VALUE, "Another name of `priority`.", stored_only=True),
     Field(
@@ -258,9 +256,8 @@ RESOURCES = Section(
             "any_of",
             ListOf(ALTERNATIVE),
             "Alternatives, of which the cheapest is taken. Each has the keys above and goes over them.",
-            stored_only=True,
         ),
-        Field("ordered", ListOf(ALTERNATIVE), "As `any_of`, tried in the order of the list.", stored_only=True),
+        Field("ordered", ListOf(ALTERNATIVE), "As `any_of`, tried in the order of the list."),
     ),
     "What one replica needs.",
 )
@@ -301,7 +298,7 @@ SERVICE_YAML = Section(
             MapOf(OneOf((_PATH, _STORAGE)), _PATH),
             "Map from a path on the replica to a local file or directory. `$NAME` stands for an env.",
         ),
-        Field("num_nodes", Integer(1), "Machines that make up one replica.", _SERVICE.num_nodes, stored_only=True),
+        Field("num_nodes", Integer(1), "Machines that make up one replica.", _SERVICE.num_nodes),
         Field(
             "volumes",
             MapOf(OneOf((_PATH, _STORAGE)), _PATH),
