@@ -20,6 +20,7 @@ PURE_IMPORTS = {
     "bisect",
     "collections",
     "dataclasses",
+    "difflib",
     "enum",
     "functools",
     "hashlib",

@@ -7,6 +7,7 @@ SkyServeError                     code, message, hint, exit_code
 ├── ServiceNotFound               no service of that name                                        exit 1
 ├── ServiceNotReady               waited for, and it failed or took too long                     exit 1
 ├── Infeasible                    nothing here can run what was asked                            exit 1
+├── CatalogError                  a file of instance prices is damaged or not one                exit 1
 ├── Cancelled                     the user said no, or there was nobody to ask                   exit 2
 ├── ControllerUnavailable         the controller cannot be reached or started                    exit 1
 ├── Unauthorized                  the control API does not know this token                       exit 4
@@ -15,8 +16,9 @@ SkyServeError                     code, message, hint, exit_code
 │   ├── Conflict                  someone else wrote first: observe again                        exit 1
 │   └── LeaseLost                 another controller holds this service                          exit 1
 └── ProviderError                 one class per *reaction* of the controller
-    ├── CapacityUnavailable       cool that place, take the next offering
-    ├── QuotaExceeded             skip it until the quota changes, tell the user
+    ├── PlaceRefused              this place, not now; says how far the refusal reaches
+    │   ├── CapacityUnavailable   cool that place, take the next offering
+    │   └── QuotaExceeded         skip it until the quota changes, tell the user
     ├── Throttled                 wait retry_after_s
     ├── ProviderUnavailable       silence: change nothing
     ├── CredentialsRejected       drop the provider, point to its credentials
@@ -85,6 +87,12 @@ class Infeasible(SkyServeError):
     code = "INFEASIBLE"
 
 
+class CatalogError(SkyServeError):
+    """A file of instance prices is damaged, incomplete, or not such a file; none of it was used."""
+
+    code = "CATALOG"
+
+
 class Cancelled(SkyServeError):
     """The user said no, or a question could not be asked."""
 
@@ -135,13 +143,38 @@ class ProviderError(SkyServeError):
     code = "PROVIDER"
 
 
-class CapacityUnavailable(ProviderError):
+class PlaceRefused(ProviderError):
+    """Root of refusals that hold for a place.
+
+    Without more, the capacity pool that was asked is meant. `location` (`cloud/region` or `cloud/region/zone`) widens
+    that, `instance_types` narrows it again: an exact type, or a family as in `p5*`. `retry_after_s` is how soon the
+    first retry makes sense, where the provider knows.
+    """
+
+    code = "PLACE_REFUSED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        location: str | None = None,
+        instance_types: str | None = None,
+        retry_after_s: float = 0.0,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.location = location
+        self.instance_types = instance_types
+        self.retry_after_s = retry_after_s
+
+
+class CapacityUnavailable(PlaceRefused):
     """No capacity there now: cool the place down and take the next offering."""
 
     code = "CAPACITY_UNAVAILABLE"
 
 
-class QuotaExceeded(ProviderError):
+class QuotaExceeded(PlaceRefused):
     """A quota forbids it: skip until the quota changes, and tell the user."""
 
     code = "QUOTA_EXCEEDED"

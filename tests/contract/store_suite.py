@@ -11,7 +11,6 @@ import pytest
 from skyserve.errors import Conflict, LeaseLost, ServiceExists, ServiceNotFound, StoreUnavailable
 from skyserve.model.decision import (
     AutoscaleMemory,
-    Cooldown,
     FailureMemory,
     Launch,
     Memory,
@@ -22,6 +21,7 @@ from skyserve.model.decision import (
     ReasonCode,
 )
 from skyserve.model.evidence import Listing, Silent
+from skyserve.model.health import Cooldown, CooldownKind
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.service import ServiceSpec, UpdateMode
 from skyserve.store.base import Lease, ServiceState, Store
@@ -32,7 +32,6 @@ Run = Callable[..., None]
 BECAUSE = Reason(ReasonCode.BELOW_TARGET, "1 of 2 replicas", {"target": 2, "load": 0.5}, (("aws", "too dear"),))
 MEMORY = Memory(
     (FailureMemory(1, 2, 5.0, True, "exit 1"),),
-    (Cooldown("aws/us-east-1/g5/SPOT", 60.5, 2, "no capacity"),),
     AutoscaleMemory(3, 1.5, None),
 )
 
@@ -244,6 +243,41 @@ class StoreContract:
             ):
                 await store.commit(seen(await store.load("chat")), plan, lease=lease)
                 assert (await store.load("chat")).note == note
+
+        run(scenario)
+
+    def test_what_is_learnt_of_pools_is_shared_by_all_services(self, run: Run) -> None:
+        entry = Cooldown("aws/us-east-1", "p5*", "SPOT", CooldownKind.CAPACITY, 1.5, 60.5, 2, "no capacity")
+
+        async def scenario(store: Store) -> None:
+            state, lease = await begin(store)
+            await store.create(a_spec("other"), uid="u2", port=30002, now=1.0)
+            await store.commit(seen(state), replace(nothing_to_do(state), learnt=(entry,)), lease=lease)
+            assert (await store.load("other")).health == (entry,)
+            assert tuple(await store.health()) == (entry,)
+            state = await store.load("chat")
+            again = replace(entry, strikes=3, until_at=99.5)
+            await store.commit(seen(state), replace(nothing_to_do(state), learnt=(again,)), lease=lease)
+            assert tuple(await store.health()) == (again,)
+            state = await store.load("chat")
+            cleared = replace(entry, strikes=0)
+            await store.commit(seen(state), replace(nothing_to_do(state), learnt=(cleared,)), lease=lease)
+            assert tuple(await store.health()) == ()
+
+        run(scenario)
+
+    def test_health_can_be_forgotten(self, run: Run) -> None:
+        entries = [Cooldown(place, "*", "*", CooldownKind.QUOTA, 1.0, 60.0, 1, "quota") for place in ("aws", "gcp")]
+
+        async def scenario(store: Store) -> None:
+            state, lease = await begin(store)
+            await store.commit(seen(state), replace(nothing_to_do(state), learnt=tuple(entries)), lease=lease)
+            assert await store.forget_health(entries[0].scope) == 1
+            assert await store.forget_health("nowhere") == 0
+            assert tuple(await store.health()) == (entries[1],)
+            await store.delete("chat")
+            assert tuple(await store.health()) == (entries[1],)
+            assert await store.forget_health(None) == 1
 
         run(scenario)
 

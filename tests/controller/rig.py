@@ -97,12 +97,14 @@ def chat(replicas: int = 2, run: str = "serve") -> ServiceSpec:
     return ServiceSpec(name="chat", run=run, replica_policy=ReplicaPolicy(replicas, replicas))
 
 
-async def rig(home: Path, cloud: FakeProvider, clock: VirtualClock, spec: ServiceSpec | None = None) -> Rig:
-    """A controller for service `chat`; with a spec the service is created first."""
+async def rig(
+    home: Path, cloud: FakeProvider, clock: VirtualClock, spec: ServiceSpec | None = None, *others: FakeProvider
+) -> Rig:
+    """A controller for service `chat`; with a spec the service is created first. `others` are further clouds."""
     store = await asyncio.to_thread(open_store, home / "state.db")
     if spec is not None:
         await store.create(spec, uid="u1", port=30001, now=clock.now())
-    providers = {cloud.name: cloud}
+    providers = {each.name: each for each in (cloud, *others)}
     secrets = SecretStore(home / "secrets")
     nudged = asyncio.Event()
     world = World(
@@ -111,7 +113,7 @@ async def rig(home: Path, cloud: FakeProvider, clock: VirtualClock, spec: Servic
         store=store,
         secrets=secrets,
         clock=clock,
-        watches={cloud.name: Watch(cloud, clock, lambda tags: None)},
+        watches={name: Watch(each, clock, lambda tags: None) for name, each in providers.items()},
         offers=Offers(providers, clock),
         prober=KindProber(clock),  # type: ignore[arg-type]
         hands=Hands(providers, secrets, Files(home / "files"), clock, nudged.set),

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.decide.builders import HERE, NOW, THERE, instance, listing, load, observation, replica, spec
+from tests.decide.builders import NOW, instance, listing, load, observation, replica, spec
 
-from skyserve.decide import autoscale, backoff, placement, rollout
+from skyserve.decide import autoscale, backoff, rollout
 from skyserve.decide.reconcile import decide
 from skyserve.decide.status import service_status
 from skyserve.model.decision import (
     AutoscaleMemory,
-    Cooldown,
     Drain,
     FailureMemory,
     Launch,
@@ -21,7 +20,7 @@ from skyserve.model.decision import (
     ReasonCode,
     Terminate,
 )
-from skyserve.model.evidence import Listing, Outcome, OutcomeKind, Silent
+from skyserve.model.evidence import Listing, Silent
 from skyserve.model.replica import Failure, ReplicaStatus
 from skyserve.model.service import ReplicaPolicy, UpdateMode
 
@@ -76,46 +75,6 @@ def test_without_a_report_the_target_stays() -> None:
 def test_overprovision_comes_on_top() -> None:
     policy = ReplicaPolicy(2, 2, num_overprovision=1)
     assert autoscale.target(observation(specs={1: spec(replica_policy=policy)})).count == 3
-
-
-def test_the_first_pool_that_is_not_cooling_is_taken_and_the_others_explained() -> None:
-    cooling = Cooldown(HERE.pool, NOW + 5, 1, "full")
-    choice = placement.choose((HERE, THERE), (cooling,), NOW)
-    assert choice.offering == THERE
-    assert choice.rejected == ((HERE.pool, "cooling for 5.0s: full"),)
-    choice = placement.choose((HERE, THERE), (), NOW)
-    assert choice.offering == HERE
-    assert choice.rejected == ((THERE.pool, "dearer: $1.00/h"),)
-
-
-def test_with_every_pool_cooling_the_wait_is_known() -> None:
-    choice = placement.choose((HERE,), (Cooldown(HERE.pool, NOW + 5, 1, "full"),), NOW)
-    assert (choice.offering, choice.retry_at, choice.why) == (None, NOW + 5, "full")
-
-
-def refused(strikes: int, until_at: float) -> Cooldown:
-    pending = replica(1, S.PENDING)
-    outcome = Outcome(pending.token, OutcomeKind.CAPACITY, NOW, detail="full")
-    memory = Memory(cooldowns=(Cooldown(HERE.pool, until_at, strikes, "full"),)) if strikes else Memory()
-    o = observation(outcomes=(outcome,), replicas=(pending,), memory=memory)
-    (cooldown,) = placement.remember(o, (pending,), (replace(pending, offering=None),))
-    return cooldown
-
-
-def test_refusals_double_the_cooldown_and_time_forgives() -> None:
-    assert refused(0, 0).until_at == NOW + 2
-    assert refused(1, NOW - 1).until_at == NOW + 4
-    assert refused(4, NOW - 1).until_at == NOW + 32
-    assert refused(20, NOW - 1).until_at == NOW + placement.LONGEST_COOLDOWN_S
-    assert refused(4, NOW - placement.STRIKES_FADE_S - 1).strikes == 1
-
-
-def test_capacity_given_back_is_asked_for_at_once() -> None:
-    leaving = replica(1, S.SHUTTING_DOWN)
-    memory = Memory(cooldowns=(Cooldown(HERE.pool, NOW + 50, 3, "full"),))
-    o = observation(replicas=(leaving,), memory=memory)
-    (cooldown,) = placement.remember(o, (leaving,), ())
-    assert cooldown.until_at == NOW
 
 
 @pytest.mark.parametrize(("failures", "wait_s"), [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4), (7, 8), (60, 300)])

@@ -35,14 +35,16 @@ def misbehaving(rng: Random):
     return script
 
 
-async def customer(rig, rng: Random) -> None:
-    """One client with some requests, and little patience."""
+async def customer(rig, rng: Random) -> int:
+    """One client with some requests, and little patience; how many good requests were answered."""
     client = await rig.client()
+    answered = 0
     for _ in range(rng.randrange(1, 5)):
         body = b"x" * rng.choice([0, 3, 100_000])
         declared = len(body) + rng.choice([0, 0, 0, 50])
         head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % declared
-        client.send(head + body if rng.random() < 0.9 else b"bad\n\n")
+        good = rng.random() < 0.9
+        client.send(head + body if good else b"bad\n\n")
         try:
             if rng.random() < 0.2:
                 await asyncio.sleep(rng.random() * 0.02)
@@ -50,9 +52,11 @@ async def customer(rig, rng: Random) -> None:
             answer = await asyncio.wait_for(client.answer(), 0.3)
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             break
+        answered += good
         if not answer.whole or answer.one("connection") == b"close":
             break
     client.reset() if rng.random() < 0.3 else client.close()
+    return answered
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -70,8 +74,8 @@ def test_counts_come_back_to_zero(rig, seed: int) -> None:
         victim = rng.choice(replicas)
         await victim.stop()
         rig.list(*replicas)
-        await asyncio.gather(*customers)
+        answered = sum(await asyncio.gather(*customers))
         await victim.start()
-        assert rig.door.counters.requests_total > 60
+        assert rig.door.counters.requests_total >= answered > 0
 
     rig(scenario)

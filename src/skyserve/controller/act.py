@@ -12,6 +12,7 @@ from skyserve.errors import (
     CapacityUnavailable,
     CredentialsRejected,
     OrderRejected,
+    PlaceRefused,
     ProviderError,
     QuotaExceeded,
     Throttled,
@@ -122,6 +123,9 @@ class Hands:
 def refusal(key: str, error: ProviderError, now: float) -> Outcome:
     """A provider's error as an outcome: the class decides the reaction."""
     kind = next((kind for cls, kind in _KINDS if isinstance(error, cls)), OutcomeKind.UNAVAILABLE)
+    if isinstance(error, PlaceRefused):
+        place = {"location": error.location, "instance_types": error.instance_types}
+        return Outcome(key, kind, now, detail=error.message, retry_after_s=error.retry_after_s, **place)
     retry_after_s = error.retry_after_s if isinstance(error, Throttled) else 0.0
     return Outcome(key, kind, now, detail=error.message, retry_after_s=retry_after_s)
 

@@ -14,6 +14,7 @@ from skyserve import __version__
 from skyserve.controller import logs
 from skyserve.controller.supervisor import Supervisor
 from skyserve.controller.views import decision_views, provider_views, service_view
+from skyserve.decide.optimize import rank
 from skyserve.errors import (
     CapacityUnavailable,
     Conflict,
@@ -26,6 +27,7 @@ from skyserve.errors import (
     UsageError,
 )
 from skyserve.model.codec import CodecError, from_json, to_json
+from skyserve.model.health import Cooldown
 from skyserve.model.service import ServiceSpec, UpdateMode
 from skyserve.model.view import ServiceView
 
@@ -69,6 +71,7 @@ def build(supervisor: Supervisor, identity: Identity) -> FastAPI:
     _controller_routes(app, supervisor, identity)
     _service_routes(app, supervisor)
     _change_routes(app, supervisor)
+    _infra_routes(app, supervisor)
     return app
 
 
@@ -146,6 +149,22 @@ def _service_routes(app: FastAPI, supervisor: Supervisor) -> None:
         return StreamingResponse(_until_gone(stream), media_type="text/plain")
 
 
+def _infra_routes(app: FastAPI, supervisor: Supervisor) -> None:
+    @app.get("/v1/infra/health")
+    async def health() -> JSONResponse:
+        entries = await supervisor.store.health()
+        return JSONResponse({"pools": [{"scope": entry.scope, **_object(entry)} for entry in entries]})
+
+    @app.delete("/v1/infra/health")
+    async def forget(scope: str | None = None) -> JSONResponse:
+        return JSONResponse({"forgotten": await supervisor.forget_health(scope)})
+
+
+def _object(entry: Cooldown) -> dict[str, object]:
+    shown = to_json(entry)
+    return dict(shown) if isinstance(shown, dict) else {}
+
+
 async def _until_gone(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
         async for chunk in stream:
@@ -161,7 +180,7 @@ def _change_routes(app: FastAPI, supervisor: Supervisor) -> None:
         offered, warnings = await supervisor.plan(spec)
         return JSONResponse(
             {
-                "candidates": [to_json(view) for view in provider_views(offered.offerings)],
+                "candidates": [to_json(view) for view in provider_views(rank(offered.offerings, spec))],
                 "refusals": [list(refusal) for refusal in offered.refusals],
                 "warnings": list(warnings),
             }

@@ -75,7 +75,7 @@ async def observe(world: World, state: ServiceState) -> Observation:
     """Gather what is known right now. Nothing here waits for a provider, a replica or the door."""
     tag = f"{state.name}-{state.uid}"
     answers = {name: watch.answer(tag) for name, watch in world.watches.items()}
-    offerings = await world.offers.of(state.specs[state.latest_version]) if state.wanted else ()
+    offerings = await world.offers.of(state.specs[state.latest_version], state.health) if state.wanted else ()
     return Observation(
         service=state.name,
         uid=state.uid,
@@ -95,6 +95,7 @@ async def observe(world: World, state: ServiceState) -> Observation:
         load=world.door.load,
         offerings=offerings,
         evict=state.evict,
+        health=state.health,
         memory=state.memory,
         created_at=state.created_at,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skyserve.clock import Clock
+from skyserve.decide.optimize import rank, shortlist
 from skyserve.errors import Infeasible, ProviderError
+from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
 from skyserve.model.resources import ResourceChoice
 from skyserve.model.service import ServiceSpec
@@ -18,7 +20,7 @@ FRESH_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """Offerings in order of preference, and why alternatives found nothing: (what, reason)."""
+    """Offerings in no particular order, and why alternatives found nothing: (what, reason)."""
 
     offerings: tuple[Offering, ...]
     refusals: tuple[tuple[str, str], ...]
@@ -34,8 +36,8 @@ class Offers:
         self._known = Offered((), ())
         self._known_at = 0.0
 
-    async def of(self, spec: ServiceSpec) -> tuple[Offering, ...]:
-        """What the spec could run on, best first; asked again when the answer is old."""
+    async def of(self, spec: ServiceSpec, health: Sequence[Cooldown]) -> tuple[Offering, ...]:
+        """The best that the spec could run on, in order; the providers are asked again when their answer is old."""
         now = self._clock.now()
         changed = spec.resources != self._want
         if changed or not self._known.offerings or now - self._known_at > FRESH_S:
@@ -43,7 +45,7 @@ class Offers:
             if changed or fresh.offerings:
                 self._known = fresh
             self._want, self._known_at = spec.resources, now
-        return self._known.offerings
+        return shortlist(rank(self._known.offerings, spec), health, now)
 
     async def ask(self, want: ResourceChoice) -> Offered:
         """Ask every provider now."""
@@ -57,8 +59,6 @@ class Offers:
                 continue
             offerings += candidates.offerings
             refusals += candidates.refusals
-        if not want.ordered:
-            offerings.sort(key=lambda o: o.price_per_hour)
         return Offered(tuple(offerings), tuple(refusals))
 
 

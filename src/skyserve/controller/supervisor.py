@@ -144,6 +144,13 @@ class Supervisor:
         await self.store.evict(name, replica_id)
         self._nudge(name)
 
+    async def forget_health(self, scope: str | None) -> int:
+        """Forget what is known of a place, or of all, and look again; how many entries that were."""
+        forgotten = await self.store.forget_health(scope)
+        for name in self._served:
+            self._nudge(name)
+        return forgotten
+
     def condition(self, name: str) -> tuple[LoadReport | None, str]:
         """What the door of a service reports, and what keeps the service's loop or door from working."""
         served = self._served.get(name)

@@ -5,21 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from skyserve.model.decision import Action, Memory, Note, Observation, Reason
+from skyserve.model.health import Cooldown
 from skyserve.model.replica import Replica
 
 
 @dataclass(slots=True)
 class Draft:
-    """`o` is what was observed; the rest becomes the plan. `wake` collects instants at which to look again."""
+    """`o` is what was observed; the rest becomes the plan. `health` is what is known of capacity
+    pools, with what this step learnt. `wake` collects instants at which to look again."""
 
     o: Observation
     replicas: list[Replica]
     memory: Memory
+    health: tuple[Cooldown, ...]
     next_replica_id: int
     target: int = 0
     actions: list[Action] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     waiting: list[Reason] = field(default_factory=list)
+    learnt: tuple[Cooldown, ...] = ()
     wake: list[float] = field(default_factory=list)
 
     def put(self, replica: Replica) -> None:

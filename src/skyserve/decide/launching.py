@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skyserve.decide import backoff, placement
+from skyserve.decide import backoff, optimize
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Launch, Observation, Reason, ReasonCode
 from skyserve.model.replica import Replica, ReplicaStatus
@@ -72,7 +72,7 @@ def place_pending(draft: Draft, because: Reason) -> None:
 
 def _place(draft: Draft, replica: Replica, because: Reason) -> None:
     o = draft.o
-    choice = placement.choose(o.offerings, draft.memory.cooldowns, o.now)
+    choice = optimize.choose(optimize.rank(o.offerings, o.specs[o.latest_version]), draft.health, o.now)
     if choice.offering is None:
         _wait_for_place(draft, replica, choice)
         return
@@ -83,7 +83,7 @@ def _place(draft: Draft, replica: Replica, because: Reason) -> None:
     draft.actions.append(Launch(placed, replace(because, facts=facts, rejected=choice.rejected)))
 
 
-def _wait_for_place(draft: Draft, replica: Replica, choice: placement.Choice) -> None:
+def _wait_for_place(draft: Draft, replica: Replica, choice: optimize.Choice) -> None:
     code, why = ReasonCode.NO_OFFERING, "no enabled infrastructure offers what the service asks for"
     if choice.rejected:
         code, why = ReasonCode.NO_CAPACITY, f"no capacity: {choice.why}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skyserve.decide import autoscale, backoff, launching, lifecycle, placement, removal, rollout
+from skyserve.decide import autoscale, backoff, health, launching, lifecycle, removal, rollout
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
 from skyserve.model.evidence import Listing
@@ -20,7 +20,7 @@ RECHECK_S = 0.5
 
 def decide(o: Observation) -> Plan:
     """What to do about a service, given what was observed. Pure: the same observation gives the same plan."""
-    draft = Draft(o, list(o.replicas), o.memory, o.next_replica_id)
+    draft = Draft(o, list(o.replicas), o.memory, o.health, o.next_replica_id)
     _advance(draft)
     _learn(draft)
     _aim(draft)
@@ -54,8 +54,9 @@ def _advance(draft: Draft) -> None:
 def _learn(draft: Draft) -> None:
     o = draft.o
     failures = backoff.remember(o.memory.failures, o.replicas, draft.replicas, o.now)
-    cooldowns = placement.remember(o, o.replicas, draft.replicas)
-    draft.memory = replace(draft.memory, failures=failures, cooldowns=cooldowns)
+    draft.memory = replace(draft.memory, failures=failures)
+    draft.learnt = health.learn(o, o.replicas, draft.replicas)
+    draft.health = health.merge(o.health, draft.learnt)
 
 
 def _aim(draft: Draft) -> None:
@@ -95,6 +96,7 @@ def _plan(draft: Draft) -> Plan:
         target=draft.target,
         notes=tuple(draft.notes),
         waiting=tuple(draft.waiting),
+        learnt=draft.learnt,
         finished=removal.is_finished(draft),
     )
 

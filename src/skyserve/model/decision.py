@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from skyserve.model.evidence import Listing, LoadReport, Outcome, ProbeResult, Silent
+from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
 from skyserve.model.replica import Replica
 from skyserve.model.routing import Endpoint
@@ -86,16 +87,6 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Cooldown:
-    """A capacity pool that refused lately: not asked again before `until_at`; `strikes` doubles the wait."""
-
-    pool: str
-    until_at: float
-    strikes: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class FailureMemory:
     """Failures of one version since it last proved itself."""
 
@@ -120,7 +111,6 @@ class Memory:
     """What policies remember from step to step; persisted with every commit."""
 
     failures: tuple[FailureMemory, ...] = ()
-    cooldowns: tuple[Cooldown, ...] = ()
     autoscale: AutoscaleMemory = AutoscaleMemory()
 
 
@@ -131,7 +121,8 @@ class Observation:
     `uid` tells apart services that had the same name one after the other. `wanted` is False once the user took the
     service down; `purge` means without waiting for anybody. `in_flight` holds the keys of actions that are under way,
     or too recent for the listings to show them (launch tokens, instance ids). `evict` holds replicas that the user
-    asked to remove. `revision` is the stored state this was read from.
+    asked to remove. `health` is what all services together know of capacity pools. `revision` is the stored state
+    this was read from.
     """
 
     service: str
@@ -152,6 +143,7 @@ class Observation:
     load: LoadReport | None = None
     offerings: tuple[Offering, ...] = ()
     evict: tuple[int, ...] = ()
+    health: tuple[Cooldown, ...] = ()
     memory: Memory = Memory()
     created_at: float = 0.0
 
@@ -166,6 +158,7 @@ class Plan:
     """What shall be: the new rows, the actions that lead there, the routing table, and when to look again.
 
     `notes` are events worth remembering; `waiting` says why nothing more is done now, for as long as it stays so.
+    `learnt` is what this step adds to the common knowledge of capacity pools; an entry without strikes clears one.
     `finished` is set when a service that was taken down has nothing left anywhere.
     """
 
@@ -178,6 +171,7 @@ class Plan:
     target: int = 0
     notes: tuple[Note, ...] = ()
     waiting: tuple[Reason, ...] = ()
+    learnt: tuple[Cooldown, ...] = ()
     finished: bool = False
 
 

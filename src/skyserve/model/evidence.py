@@ -78,7 +78,10 @@ class OutcomeKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one action: `key` is the launch token, or the instance id of a termination."""
+    """What became of one action: `key` is the launch token, or the instance id of a termination.
+
+    A refusal holds for the pool that was asked, unless `location` and `instance_types` say how far it reaches.
+    """
 
     key: str
     kind: OutcomeKind
@@ -86,6 +89,8 @@ class Outcome:
     instance_id: str | None = None
     detail: str = ""
     retry_after_s: float = 0.0
+    location: str | None = None
+    instance_types: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from skyserve.model.decision import Decision, Memory, Observation, Plan
+from skyserve.model.health import Cooldown
 from skyserve.model.replica import Replica
 from skyserve.model.service import ServiceSpec, UpdateMode
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """All that is stored of one service. `revision` grows with every write to it; `evict` is what the user asked
-    to remove; `first_ready_at` is when it first had a ready replica; `note` says what the last plan waits for."""
+    """All that is stored of one service.
+
+    `revision` grows with every write to it. `evict` is what the user asked to remove. `health` is what all services
+    together know of capacity pools. `first_ready_at` is when it first had a ready replica; `note` says what the last
+    plan waits for.
+    """
 
     name: str
     uid: str
@@ -31,6 +36,7 @@ class ServiceState:
     next_replica_id: int
     memory: Memory
     evict: tuple[int, ...] = ()
+    health: tuple[Cooldown, ...] = ()
     first_ready_at: float | None = None
     target: int = 0
     note: str = ""
@@ -68,7 +74,8 @@ class Store(Protocol):
     async def commit(self, seen: Observation, plan: Plan, *, lease: Lease) -> int:
         """Write the plan's rows, memory and decision in one transaction; return the new revision.
 
-        The decision is logged when the plan has actions or notes. Raises Conflict when the stored revision is no
+        The decision is logged when the plan has actions or notes. What the plan learnt of capacity pools goes to
+        the knowledge that all services share. Raises Conflict when the stored revision is no
         longer `seen.revision`, LeaseLost when the lease is not the current one.
         """
         ...
@@ -91,6 +98,14 @@ class Store(Protocol):
 
     async def decisions(self, service: str, *, after: int = 0, limit: int | None = None) -> Sequence[Decision]:
         """The decision log, oldest first: entries with seq > after, and of those the newest `limit`."""
+        ...
+
+    async def health(self) -> Sequence[Cooldown]:
+        """What is known of capacity pools, by scope."""
+        ...
+
+    async def forget_health(self, scope: str | None) -> int:
+        """Forget what is known of one scope, or of all; how many entries that were."""
         ...
 
     async def close(self) -> None:

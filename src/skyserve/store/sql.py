@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from skyserve.errors import Conflict, LeaseLost, ServiceExists, ServiceNotFound, StoreUnavailable
 from skyserve.model.codec import CodecError, dumps, loads
 from skyserve.model.decision import Decision, Memory, Observation, Plan
+from skyserve.model.health import Cooldown
 from skyserve.model.replica import ALIVE, Replica, ReplicaStatus
 from skyserve.model.service import ServiceSpec, UpdateMode
 from skyserve.store.base import Lease, ServiceState
@@ -91,6 +92,13 @@ DECISIONS = sa.Table(
     sa.Column("policy", sa.Text, nullable=False),
 )
 
+HEALTH = sa.Table(
+    "health",
+    METADATA,
+    sa.Column("scope", sa.Text, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
 # What every tick asks, built once: to build a statement takes longer than to run it.
 _SERVICE = sa.bindparam("service", type_=sa.Text)
 _SERVICE_ROW = sa.select(SERVICES).where(SERVICES.c.name == _SERVICE)
@@ -100,6 +108,7 @@ _REPLICA_ROWS = sa.select(REPLICAS.c.id, REPLICAS.c.body).where(REPLICAS.c.servi
 _EVICTION_ROWS = (
     sa.select(EVICTIONS.c.replica_id).where(EVICTIONS.c.service == _SERVICE).order_by(EVICTIONS.c.replica_id)
 )
+_HEALTH_ROWS = sa.select(HEALTH.c.body).order_by(HEALTH.c.scope)
 _SPEC_ROWS = (
     sa.select(VERSIONS.c.version, VERSIONS.c.spec)
     .where(VERSIONS.c.service == _SERVICE, VERSIONS.c.version.in_(sa.bindparam("versions", expanding=True)))
@@ -173,6 +182,14 @@ class SqlStore:
         rows = await self._run(self._reader, lambda db: db.execute(newest).mappings().all())
         # A long log takes a while to decode, and neither the loop nor the next commit should wait for that.
         return await asyncio.to_thread(lambda: tuple(_decision(row) for row in reversed(rows)))
+
+    async def health(self) -> Sequence[Cooldown]:
+        """What is known of capacity pools, by scope."""
+        return await self._run(self._reader, _health)
+
+    async def forget_health(self, scope: str | None) -> int:
+        """Forget what is known of one scope, or of all; how many entries that were."""
+        return await self._run(self._writer, lambda db: _forget_health(db, scope))
 
     async def close(self) -> None:
         """Release the database, once what is under way has ended. Fine to call again."""
@@ -261,6 +278,7 @@ def _load(db: sa.Connection, service: str) -> ServiceState:
         next_replica_id=row["next_replica_id"],
         memory=_decode(Memory, row["memory"]),
         evict=_evictions(db, service),
+        health=_health(db),
         first_ready_at=row["first_ready_at"],
         target=row["target"],
         note=_decode(str, row["note"]),
@@ -271,6 +289,7 @@ def _commit(db: sa.Connection, seen: Observation, plan: Plan, lease: Lease) -> i
     row = _checked(db, seen, lease)
     changed = _put_replicas(db, seen.service, plan.replicas)
     changed |= _consume_evictions(db, seen.service, plan.replicas)
+    changed |= _learn(db, plan.learnt)
     if plan.actions or plan.notes:
         _log(db, seen, plan)
         changed = True
@@ -326,6 +345,25 @@ def _consume_evictions(db: sa.Connection, service: str, replicas: Sequence[Repli
     if done:
         db.execute(sa.delete(EVICTIONS).where(EVICTIONS.c.service == service, EVICTIONS.c.replica_id.in_(done)))
     return bool(done)
+
+
+def _learn(db: sa.Connection, learnt: Sequence[Cooldown]) -> bool:
+    """Replace what is known of the scopes that a plan learnt about; an entry without strikes is forgotten."""
+    if learnt:
+        db.execute(sa.delete(HEALTH).where(HEALTH.c.scope.in_([entry.scope for entry in learnt])))
+    rows = [{"scope": entry.scope, "body": dumps(entry)} for entry in learnt if entry.strikes]
+    if rows:
+        db.execute(sa.insert(HEALTH), rows)
+    return bool(learnt)
+
+
+def _health(db: sa.Connection) -> tuple[Cooldown, ...]:
+    return tuple(_decode(Cooldown, body) for body in db.execute(_HEALTH_ROWS).scalars())
+
+
+def _forget_health(db: sa.Connection, scope: str | None) -> int:
+    statement = sa.delete(HEALTH) if scope is None else sa.delete(HEALTH).where(HEALTH.c.scope == scope)
+    return db.execute(statement).rowcount
 
 
 def _log(db: sa.Connection, seen: Observation, plan: Plan) -> None:
