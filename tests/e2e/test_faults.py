@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,58 @@ def test_secrets_are_nowhere_in_clear_but_in_the_secret_store(sky: Sky) -> None:
     everything = "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_of(sky.home))
     assert "hunter2hunter2" not in everything
     assert "hunter2hunter2" not in sky("serve", "why", "chat", "-o", "json")
+
+
+def test_kill_9_of_a_supervisor_brings_another_replica_and_leaves_no_engine(sky: Sky) -> None:
+    sky.up("chat", 1)
+    (supervisor,) = [pid for pid, line in processes_of(sky.home).items() if "bootstrap.py" in line]
+    os.kill(supervisor, signal.SIGKILL)
+    wait_for(lambda: set(sky.ready()) == {2}, why="the replacement is ready")
+    assert len(engines(sky)) == 1
+
+
+def test_kill_9_of_the_controller_while_a_service_goes_down(sky: Sky) -> None:
+    sky.up("chat", 2)
+    sky("serve", "down", "chat", "-y", "--async")
+    os.kill(sky.controller_pid(), signal.SIGKILL)
+    wait_for(lambda: "No existing services" in sky("serve", "status"), why="the successor finishes the job")
+    assert engines(sky) == []
+
+
+def test_kill_9_of_the_controller_in_the_middle_of_an_update(sky: Sky) -> None:
+    sky.up("chat", 2, ENGINE_VERSION="1")
+    sky("serve", "update", "chat", str(sky.yaml(2, ENGINE_VERSION="2")), "-y", "--async")
+    for _ in range(3):
+        time.sleep(0.4)
+        os.kill(sky.controller_pid(), signal.SIGKILL)
+        sky("serve", "status")
+    wait_for(lambda: [r["version"] for r in sky.ready().values()] == [2, 2], why="version 2 has taken over")
+    wait_for(lambda: len(engines(sky)) == 2, why="nothing of version 1 is left")
+
+
+def test_a_door_that_hangs_is_replaced(sky: Sky) -> None:
+    endpoint = sky.up("chat", 1)
+    (door,) = [pid for pid, line in processes_of(sky.home).items() if "skyserve.load_balancer" in line]
+    os.kill(door, signal.SIGSTOP)
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"{endpoint}/x", timeout=1) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    wait_for(answers, seconds=40, why="another door answers")
+
+
+def test_garbage_on_the_doors_admin_socket_harms_nobody(sky: Sky) -> None:
+    endpoint = sky.up("chat", 1)
+    (path,) = [*sky.home.rglob("door.sock"), *Path("/tmp").glob(f"skyserve-{os.getuid()}/*.sock")][:1]
+    for garbage in (b"\0" * 5000, b"{}\n", b'{"type":"table","number":1e99}\n', b"[" * 100_000 + b"\n"):
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(path))
+            peer.settimeout(5)
+            with contextlib.suppress(BrokenPipeError):
+                peer.sendall(garbage)
+    with urllib.request.urlopen(f"{endpoint}/x", timeout=5) as response:
+        assert response.status == 200

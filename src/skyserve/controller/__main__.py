@@ -45,27 +45,21 @@ def main() -> int:
         config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(config.controller_lock)
     except OSError as error:
-        print_error(f"cannot use {config.home}: {error.strerror}")
+        log.error("cannot use %s: %s", config.home, error.strerror)
         return 1
     if lock is None:
         return EXIT_ALREADY_RUNNING
     try:
         asyncio.run(_serve(config))
     except SkyServeError as error:
-        print_error(f"{error.message}" + (f"; hint: {error.hint}" if error.hint else ""))
+        log.error("%s%s", error.message, f"; hint: {error.hint}" if error.hint else "")
         return error.exit_code
-    finally:
-        os.close(lock)
     return 0
 
 
-def print_error(message: str) -> None:
-    """Say on the log why the controller cannot run."""
-    log.error("%s", message)
-
-
 def _lock(path: Path) -> int | None:
-    """The lock's descriptor, or None when another controller holds it."""
+    """The lock's descriptor, or None when another controller holds it. It is let go by the end of the process alone,
+    so that whoever gets it knows that nothing of the one before is left."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
