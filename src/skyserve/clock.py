@@ -21,6 +21,17 @@ class Clock(Protocol):
         ...
 
 
+async def sleep_unless(clock: Clock, event: asyncio.Event, seconds: float) -> None:
+    """Return when the event is set, or after `seconds` of the clock."""
+    sleep = asyncio.ensure_future(clock.sleep(seconds))
+    woken = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({sleep, woken}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sleep.cancel()
+        woken.cancel()
+
+
 class SystemClock:
     """The machine's clock."""
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from skyserve.clock import Clock
+from skyserve.clock import Clock, sleep_unless
 from skyserve.controller.act import Hands
 from skyserve.controller.door import Door
 from skyserve.controller.offers import Offers
@@ -137,22 +137,11 @@ async def run(world: World) -> None:
         world.trouble = ""
         if plan.finished:
             return
-        await _rest(world, plan.wake_at)
+        await world.clock.sleep(SHORTEST_PAUSE_S)
+        await sleep_unless(world.clock, world.nudged, max(0.0, plan.wake_at - world.clock.now()))
 
 
 def _report_trouble(world: World, message: str) -> None:
     if world.trouble != message:
         log.error("service %s: nothing can be decided: %s", world.service, message)
     world.trouble = message
-
-
-async def _rest(world: World, wake_at: float) -> None:
-    """Sleep until `wake_at` or a nudge, whichever comes first."""
-    await world.clock.sleep(SHORTEST_PAUSE_S)
-    sleep = asyncio.ensure_future(world.clock.sleep(max(0.0, wake_at - world.clock.now())))
-    nudged = asyncio.ensure_future(world.nudged.wait())
-    try:
-        await asyncio.wait({sleep, nudged}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        sleep.cancel()
-        nudged.cancel()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from skyserve.clock import Clock
+from skyserve.clock import Clock, sleep_unless
 from skyserve.model.evidence import ProbeResult
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.service import ReadinessProbe
@@ -92,20 +92,11 @@ class Prober:
                 waiting_since_at = result.at
                 self._nudge()
             pause_s = asked.interval_s if ok else self._impatient(asked, result.at - waiting_since_at)
-            await self._pause(hurry, pause_s)
+            await sleep_unless(self._clock, hurry, pause_s)
 
     @staticmethod
     def _impatient(asked: Question, waited_s: float) -> float:
         return min(asked.interval_s, max(FIRST_INTERVAL_S, waited_s / PATIENCE))
-
-    async def _pause(self, hurry: asyncio.Event, seconds: float) -> None:
-        sleep = asyncio.ensure_future(self._clock.sleep(seconds))
-        hurried = asyncio.ensure_future(hurry.wait())
-        try:
-            await asyncio.wait({sleep, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleep.cancel()
-            hurried.cancel()
 
     async def close(self) -> None:
         """Stop asking."""
