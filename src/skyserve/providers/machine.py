@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyserve.errors import CapacityUnavailable
+from skyserve.model import accelerators
 from skyserve.model.resources import Accelerator
 
 _GIB = 1024**3
@@ -21,6 +22,7 @@ _NOISE = re.compile(r"\b(NVIDIA|Tesla|Quadro|GeForce|Generation|Laptop GPU|Black
 _DATA_CENTER_MODEL = re.compile(r"\b(GH200|[ABHV]\d{2,3}G?|GB\d{3}|L40S?|L4|T4G?|P4|P40|P100|K80|M60)\b")
 _BIG_MEMORY_GIB = {"A100": 80, "V100": 32}
 """Models that exist with less memory too: the bigger one carries its size in its name."""
+_RETRY_AFTER_S = 2.0  # other replicas of this machine come and go at any time
 _EPSILON = 1e-9
 
 
@@ -128,6 +130,7 @@ def _refusal(
     return CapacityUnavailable(
         f"{asked:g} {what} asked, {max(0.0, free):g} of {total:g} free{f': {users}' if users else ''}",
         hint="ask for less in `resources`, lower `max_replicas`, or take down a service",
+        retry_after_s=_RETRY_AFTER_S,
     )
 
 
@@ -143,7 +146,7 @@ def canonical_gpu_name(raw: str) -> str:
     """The name a Service YAML uses for what the driver calls `raw`: `NVIDIA A100-SXM4-80GB` is `A100-80GB`."""
     model = _DATA_CENTER_MODEL.search(raw)
     if model is None or "RTX" in raw.upper():
-        return re.sub(r"^RTX-(?=A?\d)", "RTX", "-".join(_NOISE.sub(" ", raw).split()))
+        return accelerators.canonical(re.sub(r"^RTX-(?=A?\d)", "RTX", "-".join(_NOISE.sub(" ", raw).split())))
     name = model.group()
     big_gib = _BIG_MEMORY_GIB.get(name)
     return f"{name}-{big_gib}GB" if big_gib is not None and re.search(rf"\b{big_gib}GB\b", raw) else name

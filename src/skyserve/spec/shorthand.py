@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import re
 
+from skyserve.model import accelerators
 from skyserve.model.resources import Accelerator, Quantity
 from skyserve.spec.problems import shown
 
-KNOWN_ACCELERATORS = (
-    "A10", "A10G", "A100", "A100-80GB", "A100-80GB-SXM", "A4000", "A5000", "A6000", "B200", "B300", "GB200", "GH200",
-    "H100", "H100-MEGA", "H100-SXM", "H200", "H200-SXM", "K80", "L4", "L40", "L40S", "M60", "MI100", "MI210", "MI250",
-    "MI300X", "MI325X", "MI355X", "P4", "P40", "P100", "RTX3060", "RTX3070", "RTX3080", "RTX3090", "RTX4000-Ada",
-    "RTX4070", "RTX4080", "RTX4090", "RTX5080", "RTX5090", "RTX6000", "RTX6000-Ada", "RTXPRO6000", "T4", "T4g", "V100",
-    "V100-32GB", "Gaudi2", "Gaudi3", "Inferentia", "Inferentia2", "Trainium", "Trainium2",
-    "tpu-v2-8", "tpu-v3-8", "tpu-v4-8", "tpu-v5litepod-1", "tpu-v5litepod-4", "tpu-v5litepod-8", "tpu-v5p-8",
-    "tpu-v6e-1", "tpu-v6e-4", "tpu-v6e-8",
-)  # fmt: skip
+KNOWN_ACCELERATORS = accelerators.NAMES
 """Canonical names of accelerators that clouds offer; others are kept as they are written."""
 
 KNOWN_CLOUDS = (
@@ -24,11 +17,6 @@ KNOWN_CLOUDS = (
 )  # fmt: skip
 """Names of places to run in; others are kept as they are written."""
 
-_CANONICAL = {name.lower(): name for name in KNOWN_ACCELERATORS} | {
-    "a100-40gb": "A100",
-    "h100-80gb": "H100",
-    "t4g": "T4g",
-}
 _CLOUD_ALIASES = {"k8s": "kubernetes"}
 _CONTEXT_CLOUDS = frozenset({"kubernetes", "ssh", "slurm"})  # what follows them is one name, slashes and all
 _GIB = {"": 1.0, "g": 1.0, "gi": 1.0, "gb": 1.0, "gib": 1.0, "m": 1 / 1024, "mi": 1 / 1024, "mb": 1 / 1024,
@@ -53,7 +41,7 @@ def accelerator(text: str, count: float | None = None) -> Accelerator:
 
 def canonical_accelerator(name: str) -> str:
     """The canonical spelling of a known accelerator, and an unknown one as it is."""
-    return _CANONICAL.get(name.strip().lower(), name.strip())
+    return accelerators.canonical(name)
 
 
 def quantity(text: str) -> Quantity:
