@@ -1,0 +1,1 @@
+"""Asking the clouds for today's prices. `run.refresh` is the door; nothing outside reads the other modules."""
