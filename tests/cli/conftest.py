@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from skyserve import __version__
+from skyserve.catalog import snapshot
 from skyserve.cli.main import main
 from skyserve.cli.render import Screen
 from skyserve.cli.session import Session
@@ -79,6 +80,7 @@ class FakeController:
     warnings: tuple[str, ...] = ()
     decisions: list[DecisionView] = field(default_factory=list)
     logs: dict[tuple[str, int | None], list[bytes]] = field(default_factory=dict)
+    health: list[dict[str, object]] = field(default_factory=list)
     refuse: dict[str, tuple[int, object]] = field(default_factory=dict)
     """Errors by `METHOD /path`: status and document."""
     token: str = TOKEN
@@ -118,9 +120,19 @@ class FakeController:
                 "refusals": to_json(self.refusals),
                 "warnings": list(self.warnings),
             }
+        if path == "/v1/infra/health":
+            return self._health(method, parse_qs(urlsplit(target).query))
         if path == "/v1/services":
             return self._create(body) if method == "POST" else self._list()
         return self._one(method, path, body)
+
+    def _health(self, method: str, query: Mapping[str, list[str]]) -> tuple[int, object]:
+        if method == "GET":
+            return 200, {"pools": self.health}
+        scopes = query.get("scope")
+        kept = [pool for pool in self.health if scopes and pool["scope"] not in scopes]
+        forgotten, self.health = len(self.health) - len(kept), kept
+        return 200, {"forgotten": forgotten}
 
     def _list(self) -> tuple[int, object]:
         views = [self.look(name) for name in sorted({*self.services, *self.script})]
@@ -201,7 +213,7 @@ def fake(home: Path) -> Iterator[FakeController]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": controller}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    home.mkdir(mode=0o700)
+    home.mkdir(mode=0o700, exist_ok=True)
     controller.lock = os.open(home / "controller.lock", os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(controller.lock, fcntl.LOCK_EX)
     url = f"http://127.0.0.1:{server.server_port}"
@@ -319,3 +331,41 @@ def yaml(tmp_path: Path) -> Path:
     service_part = "service:\n  readiness_probe: /health\n  replicas: 2\n"
     path.write_text(f"{service_part}resources:\n  ports: 8080\nrun: python app.py --port $PORT\n")
     return path
+
+
+_PRICES = """\
+cloud,instance_type,accelerator,accelerator_count,vcpus,memory_gib,price,spot_price,region,zone
+azure,Standard_NC48ads_A100_v4,A100-80GB,2,48,440,7.346,1.5,eastus,
+azure,Standard_NC48ads_A100_v4,A100-80GB,2,48,440,8,,westus,
+gcp,g2-standard-96,L4,8,96,384,7.98,3.2,us-east4,us-east4-a
+gcp,g2-standard-96,L4,8,96,384,7.98,2.9,us-east4,us-east4-b
+gcp,g2-standard-4,L4,1,4,16,0.705,0.27,us-east4,us-east4-a
+aws,g6.48xlarge,L4,8,192,768,13.35,4,us-east-1,
+aws,g6.xlarge,L4,1,4,16,0.805,0.19,us-east-1,
+aws,g6.xlarge,L4,1,4,16,0.9,,eu-west-1,
+aws,m6i.2xlarge,,,8,32,0.384,0.1,us-east-1,
+"""
+
+
+@pytest.fixture
+def price_list(tmp_path: Path) -> Path:
+    """A CSV file with a few prices of three clouds."""
+    path = tmp_path / "prices.csv"
+    path.write_text(_PRICES)
+    return path
+
+
+@pytest.fixture
+def prices(price_list: Path, home: Path) -> Path:
+    """The catalog in use holds these prices and no others; the directory of its files."""
+    snapshot.use(price_list, home)
+    return home / "catalog"
+
+
+@pytest.fixture
+def damaged(prices: Path) -> None:
+    """A catalog with a byte that is not as it was."""
+    archive = next(prices.rglob("gcp-*.catalog"))
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)

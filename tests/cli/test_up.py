@@ -99,11 +99,12 @@ def test_plan_table_is_framed_as_in_the_tour(sky, fake, yaml):
         ProviderView("local", "host", "local/localhost", 2, 7.8, None, 0.0, refusal="no accelerator"),
     )
     fake.warnings = ("prices are a week old",)
-    result = sky("serve", "up", str(yaml), "--dryrun")
+    result = sky("serve", "up", str(yaml))
     frame = "-" * 103
     table = [
         "== Optimizer ==",
         "Estimated cost: $7.3 / hour",
+        "Estimated cost of the service: $14.70 / hour with 2 replicas",
         "",
         "Considered resources (1 node):",
         frame,
@@ -113,25 +114,58 @@ def test_plan_table_is_framed_as_in_the_tour(sky, fake, yaml):
         " GCP     g2-standard-96             96      384       L4:8           us-east4-a    7.98                ",
         frame,
         "warning: prices are a week old",
-        "Dry run: nothing was changed.",
     ]
-    assert result.err.splitlines()[-len(table) :] == table
-    assert (result.code, result.out) == (0, "")
+    lines = result.err.splitlines()
+    begin = lines.index(table[0])
+    assert lines[begin : begin + len(table)] == table
+    assert (result.code, result.out) == (2, "")  # there was nobody to ask
     assert fake.calls("POST", "/v1/services") == []
 
 
-def test_dryrun_json_is_the_plan(sky, fake, yaml):
-    found = sky("serve", "up", str(yaml), "--dryrun", "-o", "json").json
-    assert found["candidates"][0]["infra"] == "local/localhost"
+def test_pools_that_are_alike_share_a_row(sky, fake, yaml):
+    l4 = Accelerator("L4", 1)
+    fake.candidates = (
+        ProviderView("aws", "g6.xlarge", "aws/us-east-1/us-east-1a", 4, 16, l4, 0.2, "", True, "SPOT"),
+        ProviderView("aws", "g6.2xlarge", "aws/us-east-1/us-east-1b", 8, 32, l4, 0.3, "", False, "SPOT"),
+        ProviderView("aws", "g6.xlarge", "aws/us-east-1", 4, 16, l4, 0.8),
+    )
+    lines = sky("serve", "up", str(yaml)).err.splitlines()
+    rows = [line.split() for line in lines if line.startswith(" AWS")]
+    assert rows == [
+        ["AWS", "g6.xlarge[Spot]", "4", "16", "L4:1", "us-east-1a", "0.20", "✔", "+1", "pool"],
+        ["AWS", "g6.xlarge", "4", "16", "L4:1", "us-east-1", "0.80"],
+    ]
+    assert "To list them: sky show-gpus L4:1 --all" in lines
 
 
-def test_nothing_feasible(sky, fake, yaml):
+def test_nothing_feasible(sky, fake, prices, yaml):
     fake.candidates = ()
-    fake.refusals = (("L4:1", "local has no accelerator"),)
-    result = sky("serve", "up", str(yaml), "-y")
+    fake.refusals = (("L4:8", "local has no accelerator"),)
+    result = sky("serve", "up", str(yaml), "-y", "--gpus", "L4:8")
     assert result.code == 1
-    assert "error: nothing here can run this service\n  L4:1: local has no accelerator\n" in result.err
+    assert result.err.splitlines()[-4:] == [
+        "error: nothing here can run this service",
+        "  L4:8: local has no accelerator",
+        "the cheapest offer elsewhere: GCP g2-standard-96 (L4:8) in us-east4, $7.98 / hour",
+        "hint: `sky check gcp` says what keeps it from being used, `sky serve up YAML --dryrun` shows all; "
+        "nothing was created",
+    ]
     assert fake.calls("POST", "/v1/services") == []
+
+
+def test_nothing_feasible_anywhere(sky, fake, prices, yaml):
+    fake.candidates = ()
+    err = sky("serve", "up", str(yaml), "-y", "--gpus", "A1000:2").err
+    assert "did you mean A100-80GB?" in err
+    err = sky("serve", "up", str(yaml), "-y", "--gpus", "L4:8", "--memory", "1000+").err
+    assert "hint: without `memory` it could run on GCP g2-standard-96 (L4:8) in us-east4, $7.98 / hour; nothing" in err
+
+
+def test_nothing_feasible_and_no_prices(sky, fake, damaged, yaml):
+    fake.candidates = ()
+    result = sky("serve", "up", str(yaml), "-y", "-o", "json")
+    assert result.json["error"]["code"] == "INFEASIBLE"
+    assert "the price lists cannot be read either" in result.json["error"]["hint"]
 
 
 def test_a_taken_name_is_refused_before_the_question(sky, fake, yaml, make_service):

@@ -45,6 +45,19 @@ class PlanAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthView:
+    """What is known of the places of one `scope`: not asked before `until_at` (Unix seconds), after `strikes` refusals
+    in a row of which the last, at `since_at`, said `why`. `kind` is CAPACITY, QUOTA, THROTTLED or CREDENTIALS."""
+
+    scope: str
+    kind: str
+    since_at: float
+    until_at: float
+    strikes: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogSource:
     """Which log: `kind` is `replica` (with its id), `load_balancer` or `controller`."""
 
@@ -71,6 +84,16 @@ class _Version:
 class _VersionedSpec:
     version: int
     spec: ServiceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class _Health:
+    pools: tuple[HealthView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Forgotten:
+    forgotten: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +176,15 @@ class ControlClient:
                 yield piece
         finally:
             connection.close()
+
+    def health(self) -> tuple[HealthView, ...]:
+        """What is known of capacity pools, by scope."""
+        return self._view(_Health, "GET", "/v1/infra/health").pools
+
+    def forget_health(self, scope: str | None) -> int:
+        """Forget what is known of one scope, or of all; how many entries that were."""
+        query = "" if scope is None else f"?{urlencode({'scope': scope})}"
+        return self._view(_Forgotten, "DELETE", f"/v1/infra/health{query}").forgotten
 
     def _patient(self) -> ControlClient:
         return ControlClient(self.url, self.token, timeout_s=_COPY_TIMEOUT_S)

@@ -28,6 +28,12 @@ _HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 class _Sky(LazyGroup):
     commands_at: ClassVar[Mapping[str, str]] = {
         "serve": "skyserve.cli.serve:serve",
+        "check": "skyserve.cli.check:check",
+        "show-gpus": "skyserve.cli.gpus:show_gpus",
+        "gpus": "skyserve.cli.gpus:gpus",
+        "catalog": "skyserve.cli.catalog:catalog",
+        "infra": "skyserve.cli.infra:infra",
+        "launch": "skyserve.cli.launch:launch",
         "controller": "skyserve.cli.controller:controller",
     }
 

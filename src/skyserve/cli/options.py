@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 class LaunchFlags(TypedDict):
-    """What `sky serve up` and `update` may set over the Service YAML; None and empty mean: as the YAML says."""
+    """What may be set over the Service YAML; None and empty mean: as the YAML says. `dryrun` stops after the plan."""
 
     workdir: str | None
     infra: str | None
@@ -36,6 +36,7 @@ class LaunchFlags(TypedDict):
     gpus: str | None
     instance_type: str | None
     ports: tuple[str, ...]
+    dryrun: bool
 
 
 class RunFlags(LaunchFlags):
@@ -43,7 +44,6 @@ class RunFlags(LaunchFlags):
 
     detach: bool
     yes: bool
-    dryrun: bool
     timeout: float | None
 
 
@@ -80,12 +80,12 @@ _LAUNCH_OPTIONS = (
     click.option("--gpus", metavar="NAME[:COUNT]", help="Accelerators for each replica, such as `L4:1`."),
     click.option("--instance-type", "-t", metavar="TYPE", help="Instance type for each replica."),
     click.option("--ports", multiple=True, metavar="PORT", help="Port on which each replica listens."),
+    click.option("--dryrun", is_flag=True, help="Show the plan and stop."),
 )
 
 _RUN_OPTIONS = (
     click.option("--async/--no-async", "detach", default=False, help="Do not wait until the replicas are ready."),
     click.option("--yes", "-y", is_flag=True, help="Do not ask."),
-    click.option("--dryrun", is_flag=True, help="Show the plan and stop."),
     click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer than this."),
 )
 
@@ -103,6 +103,13 @@ output_option = click.option(
     callback=_set_output,
     help="text for people, json for programs. Data goes to stdout, the rest to stderr.",
 )
+
+
+def launch_options(command: F) -> F:
+    """Add what may be set over a YAML; the command receives it as `**flags`, a LaunchFlags."""
+    for option in reversed((*_LAUNCH_OPTIONS, output_option)):
+        command = option(command)
+    return command
 
 
 def run_options(command: F) -> F:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skyserve.cli import daemon, tables
+from skyserve.cli import daemon, estimate, tables
 from skyserve.cli.client import ControlClient, PlanAnswer
 from skyserve.cli.environment import assignments
+from skyserve.cli.estimate import Estimate
 from skyserve.cli.options import LaunchFlags
 from skyserve.cli.session import Session
 from skyserve.errors import Infeasible, SpecError
@@ -18,23 +19,35 @@ if TYPE_CHECKING:
     from skyserve.spec.load import LoadedService
     from skyserve.spec.overrides import Overrides
 
+NO_KEY = bytes(32)
+"""For `load` where nothing is kept: no later version's secrets will be compared with these."""
 
-def load(session: Session, path: str, name: str | None, flags: LaunchFlags) -> LoadedService:
-    """Read the Service YAML under the flags. Raises SpecError, UsageError."""
+
+def load(
+    session: Session, path: str, name: str | None, flags: LaunchFlags, *, key: bytes | None = None
+) -> LoadedService:
+    """Read the Service YAML under the flags. `key` stands in for the one that this installation keeps for secrets.
+
+    Raises SpecError, UsageError.
+    """
     import secrets
 
     from skyserve.spec.load import load_service
-    from skyserve.store.secrets import SecretStore
 
-    daemon.make_home(session.config)
-    key = SecretStore(session.config.secrets_dir).fingerprint_key()
     loaded = load_service(
         Path(path),
-        overrides=_overrides(session, name, flags),
-        fingerprint_key=key,
+        overrides=overrides(session, name, flags),
+        fingerprint_key=key or _fingerprint_key(session),
         name_suffix=secrets.token_hex(2),
     )
     return replace(loaded, spec=anchored(loaded.spec, Path.cwd()))
+
+
+def _fingerprint_key(session: Session) -> bytes:
+    from skyserve.store.secrets import SecretStore
+
+    daemon.make_home(session.config)
+    return SecretStore(session.config.secrets_dir).fingerprint_key()
 
 
 def anchored(spec: ServiceSpec, here: Path) -> ServiceSpec:
@@ -58,29 +71,45 @@ def anchored(spec: ServiceSpec, here: Path) -> ServiceSpec:
     )
 
 
-def present(session: Session, client: ControlClient, path: str, loaded: LoadedService) -> PlanAnswer:
-    """Show the spec and the plan on stderr; return the plan. Raises Infeasible when nothing can run it."""
-    from skyserve.spec.describe import describe
+def present(session: Session, client: ControlClient, path: str, loaded: LoadedService) -> Estimate:
+    """Show the spec and the controller's plan on stderr; return the plan.
 
-    screen = session.screen
-    screen.say(f"Service from YAML spec: {path}")
-    screen.say("Service spec:", "bold")
-    for label, value in describe(loaded.spec):
-        screen.say(f"{label + ':':<34}{value}")
+    Raises Infeasible when nothing that is enabled can run it; the error names the cheapest offer of the others.
+    """
+    describe(session, path, loaded)
     answer = client.plan(loaded.spec)
     feasible = [view for view in answer.candidates if not view.refusal]
     if not feasible:
-        raise _infeasible(answer)
-    screen.say()
-    screen.say("Each replica will use the following resources (estimated):")
-    for line in tables.plan_lines(feasible, loaded.spec.num_nodes):
-        screen.say(line)
-    for warning in (*loaded.warnings, *answer.warnings):
-        screen.warn(warning)
-    return answer
+        raise _infeasible(session, loaded.spec, answer)
+    rows = [estimate.of_view(view) for view in feasible]
+    warnings = (*loaded.warnings, *answer.warnings)
+    plan = estimate.estimate(loaded.spec, rows, refusals=answer.refusals, warnings=warnings)
+    show(session, loaded.spec, plan)
+    return plan
 
 
-def _overrides(session: Session, name: str | None, flags: LaunchFlags) -> Overrides:
+def describe(session: Session, path: str, loaded: LoadedService) -> None:
+    """Show the spec on stderr."""
+    from skyserve.spec.describe import describe
+
+    session.screen.say(f"Service from YAML spec: {path}")
+    session.screen.say("Service spec:", "bold")
+    for label, value in describe(loaded.spec):
+        session.screen.say(f"{label + ':':<34}{value}")
+
+
+def show(session: Session, spec: ServiceSpec, plan: Estimate) -> None:
+    """Show a plan on stderr."""
+    session.screen.say()
+    session.screen.say("Each replica will use the following resources (estimated):")
+    for line in tables.plan_lines(plan, spec.num_nodes):
+        session.screen.say(line)
+    for warning in plan.warnings:
+        session.screen.warn(warning)
+
+
+def overrides(session: Session, name: str | None, flags: LaunchFlags) -> Overrides:
+    """What the flags say over the Service YAML. Raises UsageError for a variable that is not set."""
     from skyserve.spec.overrides import Overrides
 
     mine = session.config.inherited_env
@@ -108,20 +137,22 @@ def _overrides(session: Session, name: str | None, flags: LaunchFlags) -> Overri
     )
 
 
-def _infeasible(answer: PlanAnswer) -> Infeasible:
+def _infeasible(session: Session, spec: ServiceSpec, answer: PlanAnswer) -> Infeasible:
+    from skyserve.cli import offers
+
     refused = [(view.infra or view.provider, view.refusal) for view in answer.candidates]
     lines = [f"  {what}: {why}" for what, why in (*refused, *answer.refusals)]
-    hint = "ask for less, or for several alternatives (`accelerators: {L4:1, A10G:1}`); nothing was created"
-    return Infeasible("\n".join(["nothing here can run this service", *lines]), hint=hint)
+    more, hint = offers.elsewhere(session.config.home, spec)
+    return Infeasible("\n".join(["nothing here can run this service", *lines, *more]), hint=hint)
 
 
-def end_dry_run(session: Session, answer: PlanAnswer) -> None:
+def end_dry_run(session: Session, plan: Estimate) -> None:
     """Say that this was all."""
     from skyserve.model.codec import to_json
 
     session.screen.say("Dry run: nothing was changed.")
     if session.as_json:
-        session.screen.json(to_json(answer))
+        session.screen.json(to_json(plan))
 
 
 def say_it_goes_on(session: Session, name: str, what: str) -> None:

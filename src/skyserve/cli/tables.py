@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skyserve.cli import wording
-from skyserve.model.view import ProviderView, ReplicaView, ServiceView
+from skyserve.cli.estimate import Cost, Estimate, PlanRow
+from skyserve.model.offering import CapacityType
+from skyserve.model.view import ReplicaView, ServiceView
+from skyserve.providers import clouds
 
 SERVICE_HEADERS = ("NAME", "VERSION", "UPTIME", "STATUS", "REPLICAS", "ENDPOINT")
 SERVICE_HEADERS_VERBOSE = (*SERVICE_HEADERS, "AUTOSCALING_POLICY", "LOAD_BALANCING_POLICY", "REQUESTED_RESOURCES")
 REPLICA_HEADERS = ("SERVICE_NAME", "ID", "VERSION", "ENDPOINT", "LAUNCHED", "INFRA", "RESOURCES", "STATUS")
 _PLAN_HEADERS = ("CLOUD", "INSTANCE", "vCPUs", "Mem(GB)", "ACCELERATORS", "REGION/ZONE", "COST ($)", "CHOSEN")
-_CLOUD_NAMES = {
-    "aws": "AWS",
-    "gcp": "GCP",
-    "azure": "Azure",
-    "kubernetes": "Kubernetes",
-    "lambda": "Lambda",
-    "runpod": "RunPod",
-    "ssh": "SSH",
-    "local": "Local",
-}
+_ZONE_MATTERS = frozenset({"gcp"})
+"""Clouds that have an accelerator in some zones of a region only: there a region alone is no place."""
 _DETAIL_LINES = 10
 
 
@@ -79,31 +74,69 @@ def _whose(service: str, status: str, ids: Sequence[int]) -> str:
     return f"Replica{'' if len(ids) == 1 else 's'} {', '.join(map(str, ids))} of '{service}' ({status}):"
 
 
-def plan_lines(candidates: Sequence[ProviderView], num_nodes: int) -> list[str]:
-    """The framed table of where a replica could run, with the choice marked."""
-    rows = [_plan_row(view) for view in candidates]
-    widths = [max(len(row[i]) for row in [_PLAN_HEADERS, *rows]) for i in range(len(_PLAN_HEADERS))]
+def plan_lines(plan: Estimate, num_nodes: int) -> list[str]:
+    """The framed table of where a replica could run, with the choice marked, and what the choice costs."""
+    notes = [_plan_note(row) for row in plan.candidates]
+    headers = (*_PLAN_HEADERS, "NOTE") if any(notes) else _PLAN_HEADERS
+    rows = [(*_plan_row(row), note)[: len(headers)] for row, note in zip(plan.candidates, notes, strict=True)]
+    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     frame = "-" * (1 + sum(width + 3 for width in widths))
 
     def line(row: Sequence[str]) -> str:
         return " " + "".join(cell.ljust(width + 3) for cell, width in zip(row, widths, strict=True))
 
-    chosen = next((view for view in candidates if view.chosen), None)
-    cost = [f"Estimated cost: ${wording.number(chosen.price_per_hour * num_nodes)} / hour"] if chosen else []
-    nodes = wording.count(num_nodes, "node")
-    heading = ["== Optimizer ==", *cost, "", f"Considered resources ({nodes}):"]
-    return [*heading, frame, line(_PLAN_HEADERS), frame, *(line(row) for row in rows), frame]
+    heading = ["== Optimizer ==", *_cost_lines(plan.cost), "", f"Considered resources ({_nodes(num_nodes)}):"]
+    table = [frame, line(headers), frame, *(line(row) for row in rows), frame]
+    return [*heading, *table, *_further_lines(plan.candidates)]
 
 
-def _plan_row(view: ProviderView) -> tuple[str, ...]:
-    cloud, _, place = view.infra.partition("/")
+def place_text(infra: str, *, with_zone: bool) -> str:
+    """The place in `cloud/region/zone`, without the cloud; a zone that does not name its region keeps it in front."""
+    region, _, zone = infra.partition("/")[2].partition("/")
+    if not zone or not with_zone:
+        return region or "-"
+    return zone if zone.startswith(region) else f"{region}/{zone}"
+
+
+def _nodes(num_nodes: int) -> str:
+    return wording.count(num_nodes, "node")
+
+
+def _cost_lines(cost: Cost | None) -> list[str]:
+    if cost is None:
+        return []
+    price = cost.replica_per_hour
+    replica = f"Estimated cost: ${wording.number(price) if price >= 1 else f'{price:.2f}'} / hour"
+    bounds = {cost.min_replicas: cost.min_per_hour, cost.max_replicas: cost.max_per_hour}
+    if set(bounds) == {1}:
+        return [replica]
+    whole = ", ".join(f"${price:.2f} / hour with {wording.count(n, 'replica')}" for n, price in bounds.items())
+    return [replica, f"Estimated cost of the service: {whole}"]
+
+
+def _plan_row(row: PlanRow) -> tuple[str, ...]:
+    spot = row.capacity_type == CapacityType.SPOT.value
     return (
-        _CLOUD_NAMES.get(cloud, cloud or view.provider),
-        view.instance_type,
-        wording.number(view.vcpus),
-        wording.number(view.memory_gib),
-        str(view.accelerator) if view.accelerator else "-",
-        place.rpartition("/")[2] or "-",
-        f"{view.price_per_hour:.2f}",
-        "   ✔" if view.chosen else "",
+        clouds.title(row.cloud),
+        f"{row.instance_type}[Spot]" if spot else row.instance_type,
+        wording.number(row.vcpus),
+        wording.number(row.memory_gib),
+        str(row.accelerator) if row.accelerator else "-",
+        place_text(row.infra, with_zone=spot or row.cloud in _ZONE_MATTERS),
+        f"{row.price_per_hour:.2f}",
+        "   ✔" if row.chosen else "",
     )
+
+
+def _plan_note(row: PlanRow) -> str:
+    further = f"+{wording.count(row.further_pools, 'pool')}" if row.further_pools else ""
+    return ", ".join(part for part in (further, "" if row.enabled else "not enabled") if part)
+
+
+def _further_lines(rows: Sequence[PlanRow]) -> list[str]:
+    """What stands behind the rows, in words."""
+    if not any(row.further_pools for row in rows):
+        return []
+    meaning = "+N pools: that many more zones, regions and instance types of the cloud would do, at that price or more."
+    example = next((row for row in rows if row.further_pools and row.accelerator), None)
+    return [meaning, *([f"To list them: sky show-gpus {example.accelerator} --all"] if example else [])]

@@ -24,22 +24,24 @@ def up(session: Session, service_yaml: str, service_name: str | None, **flags: U
     """Bring up the service that SERVICE_YAML describes.
 
     Shows the plan, asks, and waits until the replicas are ready. Stdout gets the endpoint's URL.
+    A dry run shows what all clouds would take for it, also those that cannot be used from here.
 
     \b
     Examples:
       sky serve up service.yaml -n mixtral
       sky serve up service.yaml --gpus L4:1 --env MODEL=tiny --yes
+      sky serve up service.yaml --dryrun
       URL=$(sky serve up service.yaml --yes)
     """
     from skyserve.cli import plan, wait
 
+    if flags["dryrun"]:
+        _dry_run(session, service_yaml, service_name, flags)
+        return
     loaded = plan.load(session, service_yaml, service_name, flags)
     client = session.controller()
     _refuse_taken_name(client, loaded.spec.name)
-    answer = plan.present(session, client, service_yaml, loaded)
-    if flags["dryrun"]:
-        plan.end_dry_run(session, answer)
-        return
+    plan.present(session, client, service_yaml, loaded)
     name = loaded.spec.name
     if not flags["yes"]:
         question = f"Launching a new service '{name}'. Proceed?"
@@ -53,6 +55,14 @@ def up(session: Session, service_yaml: str, service_name: str | None, **flags: U
             plan.say_it_goes_on(session, name, "keeps starting")
             raise Detached from None
     _summarise(session, view, loaded.spec.readiness_probe.path)
+
+
+def _dry_run(session: Session, service_yaml: str, service_name: str | None, flags: RunFlags) -> None:
+    from skyserve.cli import dryrun, plan
+
+    loaded = plan.load(session, service_yaml, service_name, flags, key=plan.NO_KEY)
+    plan.describe(session, service_yaml, loaded)
+    dryrun.show(session, loaded)
 
 
 def _refuse_taken_name(client: ControlClient, name: str) -> None:

@@ -78,3 +78,4 @@ class ProviderView:
     price_per_hour: float
     refusal: str = ""
     chosen: bool = False
+    capacity_type: str = "ON_DEMAND"
