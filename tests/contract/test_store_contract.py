@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from tests.contract import postgres
 from tests.contract.store_suite import Run, StoreContract
 
 from skyserve.store.sql import open_store
@@ -44,13 +45,25 @@ def fresh_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["sqlite", "postgresql"] if POSTGRES_URL else ["sqlite"])
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL database: the one that is named, or one of our own."""
+    if POSTGRES_URL:
+        yield POSTGRES_URL
+    elif why := postgres.missing():
+        pytest.skip(why)
+    else:
+        with postgres.cluster() as url:
+            yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, fresh_file: Path, tmp_path: Path) -> Iterator[str]:
     """A database without services: a path or a URL."""
     if request.param == "sqlite":
         yield str(shutil.copy(fresh_file, tmp_path / "state.db"))
     else:
-        with own_schema(str(POSTGRES_URL)) as url:
+        with own_schema(request.getfixturevalue("postgres_url")) as url:
             yield url
 
 
@@ -76,16 +89,12 @@ class TestSqlStore(StoreContract):
     """SqlStore keeps the contract."""
 
 
-@pytest.mark.skipif(
-    not POSTGRES_URL,
-    reason="to test on PostgreSQL, set SKYSERVE_TEST_POSTGRES_URL=postgresql://user:password@127.0.0.1:5432/database",
-)
-def test_two_first_starts_on_postgresql_both_succeed() -> None:
+def test_two_first_starts_on_postgresql_both_succeed(postgres_url: str) -> None:
     async def both(url: str) -> None:
         stores = await asyncio.gather(*(asyncio.to_thread(open_store, url) for _ in range(2)))
         for store in stores:
             assert list(await store.services()) == []
             await store.close()
 
-    with own_schema(str(POSTGRES_URL)) as url:
+    with own_schema(postgres_url) as url:
         asyncio.run(both(url))
