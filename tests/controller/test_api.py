@@ -98,6 +98,27 @@ def test_bad_questions_get_one_clear_error(tmp_path: Path) -> None:
     serve(tmp_path, scenario)
 
 
+def test_whatever_is_sent_is_answered_with_one_clear_error(tmp_path: Path) -> None:
+    spec = to_json(chat(1))
+    assert isinstance(spec, dict)
+    probe = {**spec["readiness_probe"], "initial_delay_seconds": float("nan")}
+
+    def scenario(ask: Ask) -> None:
+        for body in (b"[" * 200_000, b'{"spec": ' * 50_000, b"\xff", {"spec": {**spec, "readiness_probe": probe}}):
+            assert code(ask("POST", "/v1/services", body)) == (400, "USAGE")
+        for name in ("../../evil", "a/b", "", "a\0b", "\ud800", "x" * 500):
+            assert code(ask("POST", "/v1/services", {"spec": {**spec, "name": name}})) == (400, "USAGE")
+        secret = {"spec": {**spec, "secrets": {"KEY": "f"}}, "secrets": {"KEY": ["v"]}}
+        assert code(ask("POST", "/v1/services", secret)) == (400, "USAGE")
+        for query in (f"after={10**30}", "limit=-1", "replica=one"):
+            assert code(ask("GET", f"/v1/services/chat/decisions?{query}")) == (400, "USAGE")
+        assert code(ask("DELETE", "/v1/services/chat/replicas/one")) == (400, "USAGE")
+        assert code(ask("GET", "/v2/services")) == (400, "USAGE")
+        assert code(ask("PATCH", "/v1/services")) == (400, "USAGE")
+
+    serve(tmp_path, scenario)
+
+
 def test_what_nobody_offers_is_refused_with_the_reasons(tmp_path: Path) -> None:
     spec = to_json(chat(1))
     assert isinstance(spec, dict)

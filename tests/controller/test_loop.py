@@ -11,7 +11,7 @@ from tests.controller.rig import Rig, chat, rig
 
 from skyserve.clock import VirtualClock
 from skyserve.controller import loop
-from skyserve.errors import Conflict, StoreUnavailable
+from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Launch, ReasonCode, Terminate
 from skyserve.model.replica import ReplicaStatus
 from skyserve.model.service import UpdateMode
@@ -191,6 +191,21 @@ def test_a_conflict_and_a_full_disk_are_waited_out(tmp_path: Path) -> None:
         assert failing.troubles == ["database or disk is full"]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await r.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_lease_that_was_lost_is_asked_for_again_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        clock = VirtualClock()
+        r = await rig(tmp_path, FakeProvider(clock), clock, chat(1))
+        await r.step()
+        assert r.world.lease is not None
+        r.world.lease = replace(r.world.lease, fence=r.world.lease.fence - 1)
+        with pytest.raises(LeaseLost):
+            await r.step(0)
+        await r.step(0)
         await r.close()
 
     asyncio.run(scenario())

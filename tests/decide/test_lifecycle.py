@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.decide.builders import NOW, instance, listing, observation, replica
 
-from skyserve.decide.lifecycle import LAUNCH_GRACE_S, advance, gather
+from skyserve.decide.lifecycle import LAUNCH_GRACE_S, UNCLEAR_LAUNCH_PATIENCE_S, advance, gather
 from skyserve.model.decision import Observation
 from skyserve.model.evidence import (
     InstanceState,
@@ -67,12 +67,19 @@ def test_a_refused_launch_gives_up_its_offering_and_counts_the_attempt() -> None
 
 
 def test_an_unclear_answer_keeps_offering_and_token() -> None:
-    before = replica(1, S.PENDING)
+    before = replica(1, S.PENDING, asked_at=NOW - 1)
     result = after(before, outcomes=outcome(OutcomeKind.UNAVAILABLE))
     assert result is not None
     assert (result.offering, result.token, result.attempt) == (before.offering, before.token, 1)
     assert result.retry_at is not None
     assert result.retry_at > NOW
+
+
+def test_a_launch_without_a_clear_answer_for_long_is_tried_elsewhere() -> None:
+    before = replica(1, S.PENDING, accepted_at=None, asked_at=NOW - UNCLEAR_LAUNCH_PATIENCE_S)
+    result = after(before, outcomes=outcome(OutcomeKind.UNAVAILABLE))
+    assert result is not None
+    assert (result.offering, result.attempt) == (None, 2)
 
 
 def test_a_pending_replica_whose_instance_is_listed_was_launched_before_a_crash() -> None:

@@ -176,3 +176,12 @@ def test_the_shortlist_chooses_as_the_whole_list_would(offerings: list[Offering]
     entries = [cooling(o) for o in ranked[: len(ranked) // 2]]
     short = optimize.shortlist(ranked, entries, NOW)
     assert optimize.choose(short, entries, NOW).offering == optimize.choose(ranked, entries, NOW).offering
+
+
+def test_one_type_with_different_accelerators_is_several_pools() -> None:
+    n1 = [gpu(name, 1.0, instance_type="n1-standard-8") for name in ("T4", "V100")]
+    assert n1[0].pool != n1[1].pool
+    pending = replica(1, S.PENDING, offering=n1[0])
+    outcome = Outcome(pending.token, OutcomeKind.CAPACITY, NOW)
+    learnt = health.learn(observation(outcomes=(outcome,)), (pending,), ())
+    assert [health.blocking(o, learnt, NOW) is not None for o in n1] == [True, False]

@@ -134,6 +134,42 @@ def test_blue_green_starts_all_and_switches_at_once() -> None:
     assert [r.id for r, _ in rolled(*all_new, mode=UpdateMode.BLUE_GREEN).remove] == [1, 2]
 
 
+def test_blue_green_drops_what_never_served_and_launches_no_old_version() -> None:
+    pending = replica(2, S.PENDING, offering=None, endpoint=None)
+    rows = (replica(1), pending, replica(3, S.STARTING))
+    assert [r.id for r, _ in rolled(*rows, mode=UpdateMode.BLUE_GREEN).remove] == [2, 3]
+
+
+def test_blue_green_upon_blue_green_keeps_routing_to_those_that_can_carry_it() -> None:
+    rows = (replica(1), replica(2), replica(3, version=2))
+    o = observation(replicas=rows, specs={n: spec(2, run=f"v{n}") for n in (1, 2, 3)}, latest_version=3)
+    o = replace(o, update_mode=UpdateMode.BLUE_GREEN)
+    assert rollout.routed_versions(o, rows, 2) == {1}
+    assert rollout.routed_versions(o, rows[1:], 2) == {2}, "equally few: the newer one"
+    assert rollout.routed_versions(o, (*rows, replica(4, version=2)), 2) == {2}
+
+
+def test_an_update_of_a_service_scaled_to_zero_lets_each_old_replica_go_once() -> None:
+    policy = ReplicaPolicy(0, 2, target_qps_per_replica=1.0)
+    rows = (replica(1), replica(2, S.NOT_READY), replica(3, S.STARTING))
+    specs = {1: spec(replica_policy=policy), 2: spec(replica_policy=policy, run="better")}
+    memory = Memory(autoscale=AutoscaleMemory(0))
+    o = observation(replicas=rows, specs=specs, latest_version=2, providers=listing(*rows), memory=memory)
+    drained = [a.replica_id for a in decide(o).actions if isinstance(a, Drain)]
+    assert sorted(drained) == [1, 2]
+
+
+def test_a_second_machine_under_one_token_is_ended() -> None:
+    row = replica(1)
+    twice = (instance(row, id="other"), instance(row))
+    o = observation(specs={1: spec(1)}, replicas=(row,), providers={"local": Listing(NOW - 0.1, twice)})
+    plan = decide(o)
+    assert [(type(a), a.instance_id) for a in plan.actions if not isinstance(a, Launch | Drain)] == [
+        (Terminate, "other")
+    ]
+    assert plan.replicas == (row,)
+
+
 def test_scaling_down_takes_those_that_serve_least_and_the_newest() -> None:
     alive = (replica(1), replica(2), replica(3, S.STARTING), replica(4, S.NOT_READY), replica(5))
     split = rollout.split(observation(replicas=alive), alive, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 
 from skyserve.clock import Clock
@@ -14,7 +15,9 @@ from skyserve.errors import (
     OrderRejected,
     PlaceRefused,
     ProviderError,
+    ProviderUnavailable,
     QuotaExceeded,
+    StoreError,
     Throttled,
 )
 from skyserve.model.codec import dumps
@@ -33,6 +36,8 @@ _KINDS: tuple[tuple[type[ProviderError], OutcomeKind], ...] = (
     (OrderRejected, OutcomeKind.REJECTED),
 )
 
+log = logging.getLogger(__name__)
+
 
 class Hands:
     """Calls under way for one service, and the outcomes that no committed step has seen yet."""
@@ -50,9 +55,9 @@ class Hands:
         self._files = files
         self._clock = clock
         self._nudge = nudge
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, asyncio.Task[Outcome]] = {}
         self._outcomes: dict[str, Outcome] = {}
-        self._ended_at: dict[str, tuple[str, float]] = {}
+        self._answered: dict[str, tuple[str, float]] = {}
 
     def outcomes(self) -> tuple[Outcome, ...]:
         """What calls came to since the last committed step."""
@@ -65,12 +70,12 @@ class Hands:
                 del self._outcomes[outcome.key]
 
     def in_flight(self, listings: Mapping[str, object]) -> tuple[str, ...]:
-        """Calls under way, and terminations too recent for the listings to show them."""
-        for instance_id, (provider, at) in list(self._ended_at.items()):
+        """Calls under way, and terminations too recent for the listings to show what they did."""
+        for instance_id, (provider, until_at) in list(self._answered.items()):
             listing = listings.get(provider)
-            if isinstance(listing, Listing) and listing.at > at:
-                del self._ended_at[instance_id]
-        return tuple(sorted(self._running.keys() | self._ended_at.keys()))
+            if isinstance(listing, Listing) and listing.at > until_at:
+                del self._answered[instance_id]
+        return tuple(sorted(self._running.keys() | self._answered.keys()))
 
     def start(self, observation: Observation, plan: Plan) -> None:
         """Start every call the plan asks for, unless the same one is still under way."""
@@ -79,38 +84,59 @@ class Hands:
                 order = self._launch(observation, action.replica, action.replica.offering.provider)
                 self._start(action.replica.token, order)
             elif isinstance(action, Terminate):
-                self._start(action.instance_id, self._terminate(action.provider, action.instance_id))
+                end = self._terminate(action.provider, action.instance_id)
+                self._start(action.instance_id, end, listed_by=action.provider)
 
-    def _start(self, key: str, call: Coroutine[None, None, Outcome]) -> None:
+    def _start(self, key: str, call: Coroutine[None, None, Outcome], *, listed_by: str | None = None) -> None:
         if key in self._running:
             call.close()
             return
-        self._running[key] = asyncio.create_task(self._record(key, call))
+        task = self._running[key] = asyncio.create_task(call)
+        task.add_done_callback(lambda done: self._record(key, done, listed_by))
 
-    async def _record(self, key: str, call: Coroutine[None, None, Outcome]) -> None:
-        try:
-            self._outcomes[key] = await call
-        finally:
-            del self._running[key]
-            self._nudge()
+    def _record(self, key: str, task: asyncio.Task[Outcome], listed_by: str | None) -> None:
+        """Keep what a call came to. One that broke in a way that nobody foresaw got no clear answer.
+
+        A termination, granted or refused, is not asked for again before a later listing still shows the instance.
+        """
+        del self._running[key]
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            outcome = task.result()
+        else:
+            log.error("the call for %s broke off", key, exc_info=error)
+            detail = f"internal error: {type(error).__name__}: {error}"
+            outcome = Outcome(key, OutcomeKind.UNAVAILABLE, self._clock.now(), detail=detail)
+        self._outcomes[key] = outcome
+        if listed_by is not None:
+            self._answered[key] = (listed_by, outcome.at + outcome.retry_after_s)
+        self._nudge()
 
     async def _launch(self, observation: Observation, replica: Replica, provider_name: str) -> Outcome:
         spec = observation.specs[replica.launched_version]
-        order = launch_order(observation.tag, spec, replica, self._secrets, self._files)
         try:
-            instance = await self._providers[provider_name].launch(order)
+            order = launch_order(observation.tag, spec, replica, self._secrets, self._files)
+        except StoreError as error:  # its secrets are damaged: the same order cannot be written next time either
+            return Outcome(replica.token, OutcomeKind.REJECTED, self._clock.now(), detail=error.message)
+        try:
+            instance = await self._provider(provider_name).launch(order)
         except ProviderError as error:
             return refusal(replica.token, error, self._clock.now())
         return Outcome(replica.token, OutcomeKind.ACCEPTED, self._clock.now(), instance_id=instance.id)
 
     async def _terminate(self, provider_name: str, instance_id: str) -> Outcome:
         try:
-            await self._providers[provider_name].terminate(instance_id)
+            await self._provider(provider_name).terminate(instance_id)
         except ProviderError as error:
             return refusal(instance_id, error, self._clock.now())
-        now = self._clock.now()
-        self._ended_at[instance_id] = (provider_name, now)
-        return Outcome(instance_id, OutcomeKind.ACCEPTED, now)
+        return Outcome(instance_id, OutcomeKind.ACCEPTED, self._clock.now())
+
+    def _provider(self, name: str) -> Provider:
+        if name not in self._providers:
+            raise ProviderUnavailable(f"{name} is not enabled here any more")
+        return self._providers[name]
 
     async def close(self) -> None:
         """Stop waiting for answers; what was asked for shows up in the listings."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 from skyserve.config import ENDPOINT_PORTS
 from skyserve.controller.offers import Offered
 from skyserve.errors import Infeasible, UsageError
 from skyserve.model.service import ServiceSpec
+from skyserve.spec.fields import SERVICE_NAME, SERVICE_NAME_FORM
 
 
 def refuse_impossible(spec: ServiceSpec) -> None:
-    """Raise UsageError for what is understood but cannot be done yet: better now than as a service that fails."""
+    """Raise UsageError for what is understood but cannot be done yet: better now than as a service that fails.
+
+    The name becomes part of paths and tags, so it is looked at again, whoever sent it.
+    """
+    if not re.fullmatch(SERVICE_NAME, spec.name):
+        raise UsageError(f"the service's name must be {SERVICE_NAME_FORM}, not {spec.name!r:.80}")
     if spec.num_nodes > 1:
         raise UsageError(
             f"num_nodes: {spec.num_nodes} asks for replicas of several machines: not supported yet",
@@ -30,8 +37,8 @@ def warnings(spec: ServiceSpec, offered: Offered, shared_hosts: frozenset[str]) 
     on_shared_host = any(offering.provider in shared_hosts for offering in offered.offerings)
     if on_shared_host and "PORT" not in spec.run and spec.replica_policy.max_replicas > 1:
         found.append(
-            f"run does not mention $PORT: replicas share this machine, so of engines that always listen on {spec.port} "
-            "only one can start"
+            "run does not mention $PORT: replicas share this machine, where only one engine can listen on "
+            f"{spec.port}; let it listen on $PORT"
         )
     return tuple(found)
 

@@ -6,8 +6,10 @@ import asyncio
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from skyserve import __version__
@@ -42,6 +44,9 @@ _STATUS: tuple[tuple[type[SkyServeError], int], ...] = (
     (StoreError, 503),
 )
 
+Count = Annotated[int, Query(ge=0, le=2**53)]
+"""A number in a query, within what JSON and every database can hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -67,6 +72,17 @@ def build(supervisor: Supervisor, identity: Identity) -> FastAPI:
     @app.exception_handler(SkyServeError)
     async def explain(_request: Request, error: SkyServeError) -> Response:
         return _answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_request: Request, error: RequestValidationError) -> Response:
+        wrong = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
+        return _answer(UsageError(f"the request cannot be understood: {wrong}"))
+
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def miss(request: Request, _error: Exception) -> Response:
+        hint = "a controller of another version may be running: `sky controller stop` ends it"
+        return _answer(UsageError(f"there is no {request.method} {request.url.path} here", hint=hint))
 
     _controller_routes(app, supervisor, identity)
     _service_routes(app, supervisor)
@@ -129,20 +145,24 @@ def _service_routes(app: FastAPI, supervisor: Supervisor) -> None:
 
     @app.get("/v1/services/{name}/decisions")
     async def decisions(
-        name: str, after: int = 0, limit: int | None = None, replica: int | None = None
+        name: str, after: Count = 0, limit: Count | None = None, replica: Count | None = None
     ) -> JSONResponse:
         entries = await supervisor.store.decisions(name, after=after, limit=limit if replica is None else None)
         lines = [to_json(line) for line in decision_views(entries, replica)]
         return JSONResponse({"decisions": lines[-limit:] if limit else lines})
 
     @app.get("/v1/services/{name}/log")
-    async def raw_log(name: str, after: int = 0, limit: int = 100) -> JSONResponse:
+    async def raw_log(name: str, after: Count = 0, limit: Count = 100) -> JSONResponse:
         entries = await supervisor.store.decisions(name, after=after, limit=limit)
         return JSONResponse({"decisions": [to_json(entry) for entry in entries]})
 
     @app.get("/v1/services/{name}/logs")
     async def output(
-        name: str, replica: int | None = None, source: str = "replica", follow: bool = False, tail: int | None = None
+        name: str,
+        replica: Count | None = None,
+        source: str = "replica",
+        follow: bool = False,
+        tail: Count | None = None,
     ) -> Response:
         wanted = logs.Wanted(name, source, replica, follow, tail)
         stream = await logs.open_stream(supervisor, wanted)
@@ -217,7 +237,7 @@ async def _spec(request: Request) -> tuple[ServiceSpec, Mapping[str, object]]:
     try:
         body = await request.json()
         return from_json(ServiceSpec, body["spec"]), body
-    except (CodecError, ValueError, KeyError, TypeError) as error:
+    except (CodecError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"the request holds no valid spec: {error}") from error
 
 
@@ -225,7 +245,9 @@ def _secrets(spec: ServiceSpec, body: Mapping[str, object]) -> dict[str, str]:
     given = body.get("secrets", {})
     if not isinstance(given, dict) or set(given) != set(spec.secrets):
         raise UsageError("the request's secrets are not those that the spec names")
-    return {str(name): str(value) for name, value in given.items()}
+    if not all(isinstance(value, str) for value in given.values()):
+        raise UsageError("the request's secrets are not all texts")
+    return given
 
 
 def _mode(value: object) -> UpdateMode:

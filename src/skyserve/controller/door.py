@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from skyserve.clock import Clock
@@ -26,7 +26,9 @@ RETRY_S = 0.05
 """Pause between two attempts to reach a door that is starting."""
 START_DEADLINE_S = 10.0
 SILENCE_S = 10.0
-"""A door reports every second; one that has not for this long is taken for dead and restarted."""
+"""A door reports every second; one that has not for this long is asked anew, on another connection."""
+GREETING_S = 5.0
+"""A door that lives greets at once whoever connects; one that has not after this long is killed and replaced."""
 QUICK_DEATH_S = 1.0
 LINE_LIMIT = 1 << 20
 """Longest report that is read, in bytes."""
@@ -67,11 +69,11 @@ class Door:
         self.trouble = ""
 
     def publish(self, table: RoutingTable) -> None:
-        """Push a table, when it says anything that the one before did not."""
-        if self._table is not None and replace(table, number=self._table.number) == self._table:
-            return
-        self._table = table
-        self._push()
+        """Push a table that is not the one before. Its number alone is news too: the door repeats it, and so tells that
+        it obeys all that was decided up to then."""
+        if table != self._table:
+            self._table = table
+            self._push()
 
     def _push(self) -> None:
         if self._writer is not None and self._table is not None:
@@ -88,6 +90,7 @@ class Door:
             reader, self._writer = connection
             self._push()
             try:
+                await self._hear(reader, GREETING_S)
                 await self._listen(reader)
             except (OSError, TimeoutError, ValueError) as error:
                 log.warning("service %s: the door is not heard: %s", self._place.service, error or "silence")
@@ -110,19 +113,27 @@ class Door:
                 await writer.wait_closed()
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Take reports until the door closes the connection. Raises TimeoutError when it falls silent."""
-        while True:
-            async with asyncio.timeout(SILENCE_S):
-                line = await reader.readline()
-            if not line:
-                return
-            message = wire.decode_report(line, at=self._clock.now())
-            if isinstance(message, wire.Hello):
-                self._pid = message.pid
-                continue
-            self._hear(message)
+        """Take reports until the door closes the connection or falls silent. Silence alone kills no door: it may
+        be this process that was stopped for a while."""
+        with contextlib.suppress(TimeoutError):
+            while await self._hear(reader, SILENCE_S):
+                pass
+            self._pid = None  # it hung up: its number may soon be another process's
 
-    def _hear(self, message: wire.DoorReport) -> None:
+    async def _hear(self, reader: asyncio.StreamReader, patience_s: float) -> bool:
+        """Take one line; whether there was one. Raises TimeoutError."""
+        async with asyncio.timeout(patience_s):
+            line = await reader.readline()
+        if not line:
+            return False
+        message = wire.decode_report(line, at=self._clock.now())
+        if isinstance(message, wire.Hello):
+            self._pid = message.pid
+        else:
+            self._take(message)
+        return True
+
+    def _take(self, message: wire.DoorReport) -> None:
         before, self.load = self.load, message.load
         for replica_id in message.suspects:
             self._suspect(replica_id)
@@ -135,8 +146,13 @@ class Door:
             await self._mourn()
             if self._stopping:
                 return
-            self._process = self._spawn()
             self._started_at = self._clock.now()
+            try:
+                self._process = self._spawn()
+            except OSError as error:
+                self._complain(f"the endpoint is down: its process cannot be started: {error}")
+                await self._clock.sleep(QUICK_DEATH_S)
+                return
         deadline = self._clock.now() + START_DEADLINE_S
         while self._clock.now() < deadline and self._process.poll() is None and not self._stopping:
             if self._place.socket.exists() and await self._answers():
@@ -160,10 +176,14 @@ class Door:
 
     def _explain(self, code: int) -> None:
         if code == EXIT_PORT_IN_USE:
-            self.trouble = f"the endpoint is down: another program listens on port {self._place.port}"
+            self._complain(f"the endpoint is down: another program listens on port {self._place.port}")
         else:
-            self.trouble = f"the endpoint is down: its process ended with code {code}"
-        log.error("service %s: %s", self._place.service, self.trouble)
+            self._complain(f"the endpoint is down: its process ended with code {code}")
+
+    def _complain(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            log.error("service %s: %s", self._place.service, trouble)
+        self.trouble = trouble
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         place = self._place

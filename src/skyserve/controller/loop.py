@@ -11,11 +11,12 @@ from skyserve.clock import Clock, sleep_unless
 from skyserve.controller.act import Hands
 from skyserve.controller.door import Door
 from skyserve.controller.offers import Offers
-from skyserve.controller.probe import Prober, probed, question
+from skyserve.controller.probe import Prober, Question, probed, question
 from skyserve.controller.watch import Watch
 from skyserve.decide.reconcile import decide
-from skyserve.errors import Conflict, StoreUnavailable
+from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Observation, Plan
+from skyserve.model.evidence import Listing, Silent
 from skyserve.model.routing import RoutingTable
 from skyserve.store.base import Lease, ServiceState, Store
 from skyserve.store.secrets import SecretStore
@@ -58,7 +59,11 @@ async def step(world: World) -> Plan:
     state = await world.store.load(world.service)
     observation = await observe(world, state)
     plan = decide(observation)
-    revision = await world.store.commit(observation, plan, lease=lease)
+    try:
+        revision = await world.store.commit(observation, plan, lease=lease)
+    except LeaseLost:
+        world.lease = None
+        raise
     world.hands.seen(observation.outcomes)
     act(world, observation, plan, revision)
     return plan
@@ -74,7 +79,7 @@ async def _hold_lease(world: World) -> Lease:
 async def observe(world: World, state: ServiceState) -> Observation:
     """Gather what is known right now. Nothing here waits for a provider, a replica or the door."""
     tag = f"{state.name}-{state.uid}"
-    answers = {name: watch.answer(tag) for name, watch in world.watches.items()}
+    answers = _answers(world, state, tag)
     offerings = await world.offers.of(state.specs[state.latest_version], state.health) if state.wanted else ()
     return Observation(
         service=state.name,
@@ -101,8 +106,21 @@ async def observe(world: World, state: ServiceState) -> Observation:
     )
 
 
+def _answers(world: World, state: ServiceState, tag: str) -> dict[str, Listing | Silent]:
+    """What each provider said last. One that has replicas and is not here any more is silent, like any other."""
+    answers = {name: watch.answer(tag) for name, watch in world.watches.items()}
+    for replica in state.replicas:
+        if replica.offering is not None:
+            name = replica.offering.provider
+            answers.setdefault(name, Silent(world.clock.now(), "it is not enabled here any more"))
+    return answers
+
+
 def act(world: World, observation: Observation, plan: Plan, revision: int) -> None:
-    """Start what the plan asks for: provider calls, the routing table, probes. Nothing is waited for."""
+    """Start what the plan asks for: provider calls, the routing table, probes. Nothing is waited for.
+
+    Raises StoreUnavailable when the secrets that a probe needs cannot be read; all else has been done then.
+    """
     world.hands.start(observation, plan)
     latest = observation.specs[observation.latest_version]
     world.door.publish(
@@ -114,12 +132,19 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
             closing=not observation.wanted,
         )
     )
-    questions = {}
+    questions: dict[int, Question] = {}
+    unreadable: StoreUnavailable | None = None
     for replica, endpoint in probed(plan.replicas):
         spec = observation.specs[replica.version]
-        values = {**spec.envs, **(world.secrets.get(observation.tag, replica.version) if spec.secrets else {})}
-        questions[replica.id] = question(endpoint, spec.readiness_probe, values)
+        try:
+            secrets = world.secrets.get(observation.tag, replica.version) if spec.secrets else {}
+        except StoreUnavailable as error:
+            unreadable = error
+            continue
+        questions[replica.id] = question(endpoint, spec.readiness_probe, {**spec.envs, **secrets})
     world.prober.follow(questions)
+    if unreadable is not None:
+        raise unreadable
 
 
 async def run(world: World) -> None:

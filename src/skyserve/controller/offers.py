@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skyserve.clock import Clock
+from skyserve.controller.watch import in_words
 from skyserve.decide.optimize import rank, shortlist
-from skyserve.errors import Infeasible, ProviderError
+from skyserve.errors import Infeasible
 from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
 from skyserve.model.resources import ResourceChoice
@@ -15,7 +17,9 @@ from skyserve.model.service import ServiceSpec
 from skyserve.providers.base import Provider
 
 FRESH_S = 300.0
-"""Age up to which remembered offerings are used, in seconds."""
+"""Age up to which remembered offerings are used without asking again, in seconds."""
+PATIENCE_S = 1.0
+"""How long a look waits for the answers. It goes on with what was known before, and a later look finds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +39,43 @@ class Offers:
         self._want: ResourceChoice | None = None
         self._known = Offered((), ())
         self._known_at = 0.0
+        self._asking: asyncio.Task[Offered] | None = None
 
     async def of(self, spec: ServiceSpec, health: Sequence[Cooldown]) -> tuple[Offering, ...]:
-        """The best that the spec could run on, in order; the providers are asked again when their answer is old."""
+        """The best that the spec could run on, in order; the providers are asked again when their answer is old.
+
+        A provider that takes its time holds up nothing that is known already.
+        """
         now = self._clock.now()
-        changed = spec.resources != self._want
-        if changed or not self._known.offerings or now - self._known_at > FRESH_S:
-            fresh = await self.ask(spec.resources)
-            if changed or fresh.offerings:
-                self._known = fresh
-            self._want, self._known_at = spec.resources, now
+        if spec.resources != self._want:
+            self.close()
+            self._want, self._known = spec.resources, Offered((), ())
+        if self._asking is None and (not self._known.offerings or now - self._known_at > FRESH_S):
+            self._asking = asyncio.create_task(self.ask(spec.resources))
+            await asyncio.wait({self._asking}, timeout=PATIENCE_S)
+        if self._asking is not None and self._asking.done():
+            fresh, self._asking, self._known_at = self._asking.result(), None, now
+            self._known = fresh if fresh.offerings else self._known
         return shortlist(rank(self._known.offerings, spec), health, now)
 
+    def close(self) -> None:
+        """Wait for no answer any more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+
     async def ask(self, want: ResourceChoice) -> Offered:
-        """Ask every provider now."""
+        """Ask every provider now, all at once."""
+        calls = [provider.offerings(want) for provider in self._providers.values()]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
         offerings: list[Offering] = []
         refusals: list[tuple[str, str]] = []
-        for name, provider in self._providers.items():
-            try:
-                candidates = await provider.offerings(want)
-            except ProviderError as error:
-                refusals.append((name, error.message))
+        for name, answer in zip(self._providers, answers, strict=True):
+            if isinstance(answer, BaseException):
+                refusals.append((name, in_words(name, answer)))
                 continue
-            offerings += candidates.offerings
-            refusals += candidates.refusals
+            offerings += answer.offerings
+            refusals += answer.refusals
         return Offered(tuple(offerings), tuple(refusals))
 
 
@@ -66,6 +83,6 @@ def require(offered: Offered) -> None:
     """Raise Infeasible when nothing at all can run what was asked."""
     if offered.offerings:
         return
-    reasons = "; ".join(f"{what}: {why}" for what, why in offered.refusals) or "no provider is enabled"
+    reasons = "; ".join(dict.fromkeys(why for _, why in offered.refusals)) or "no provider is enabled"
     hint = "ask for less, or run it where that hardware is; 'sky serve validate' checks the file itself"
     raise Infeasible(f"no enabled infrastructure can run this service: {reasons}", hint=hint)

@@ -62,9 +62,9 @@ class Prober:
         return dict(self._results)
 
     def follow(self, questions: Mapping[int, Question]) -> None:
-        """Ask exactly these replicas from now on; a changed question starts afresh."""
+        """Ask exactly these replicas from now on; a changed question, or one whose task broke, starts afresh."""
         for replica_id, (asked, task) in list(self._tasks.items()):
-            if questions.get(replica_id) != asked:
+            if questions.get(replica_id) != asked or task.done():
                 task.cancel()
                 del self._tasks[replica_id]
                 self._results.pop(replica_id, None)

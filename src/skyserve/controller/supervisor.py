@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import platform
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -22,7 +23,7 @@ from skyserve.controller.loop import World, run
 from skyserve.controller.offers import Offered, Offers, require
 from skyserve.controller.probe import Prober
 from skyserve.controller.watch import Watch
-from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound
+from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound, StoreUnavailable
 from skyserve.model.evidence import LoadReport, Silent
 from skyserve.model.service import ServiceSpec, UpdateMode
 from skyserve.providers.base import Provider
@@ -31,6 +32,7 @@ from skyserve.store.secrets import SecretStore
 
 RESTART_PAUSE_S = 1.0
 LONGEST_RESTART_PAUSE_S = 30.0
+"""Work that fails is begun again after a pause, which doubles up to this while it fails at once every time."""
 SWEEP_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -70,8 +72,11 @@ class Supervisor:
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         for name in await self.store.services():
             self._serve(await self.store.load(name))
-        self._background = [asyncio.create_task(watch.run()) for watch in self._watches.values()]
-        self._background.append(asyncio.create_task(self._sweep_for_ever()))
+        self._background = [
+            asyncio.create_task(self._persist(f"the watch of {name}", watch.run))
+            for name, watch in self._watches.items()
+        ]
+        self._background.append(asyncio.create_task(self._persist("the sweep", self._sweep_for_ever)))
 
     async def close(self) -> None:
         """Leave: replicas and doors go on, the next controller adopts them."""
@@ -98,6 +103,7 @@ class Supervisor:
 
     async def create(self, spec: ServiceSpec, secrets: Mapping[str, str]) -> ServiceState:
         """A new service. Raises Infeasible, UsageError, ServiceExists, StoreUnavailable; then nothing is left over."""
+        self.last_service_at = self.clock.now()
         offered, _ = await self.plan(spec)
         require(offered)
         async with self._writing:
@@ -124,9 +130,9 @@ class Supervisor:
                 await asyncio.to_thread(self._keep, tag, version, spec, secrets)
                 version = await self.store.put_version(spec, mode=mode, now=self.clock.now())
             except BaseException:
-                self._secrets.drop(tag, version)
-                self._files(tag).drop(version)
+                self._forget_version(tag, version)
                 raise
+            await asyncio.to_thread(self._forget_unused, state, version)
         self._nudge(spec.name)
         return version
 
@@ -193,25 +199,42 @@ class Supervisor:
         )
 
     async def _keep_running(self, world: World, tag: str) -> None:
-        door = asyncio.create_task(world.door.run())
-        try:
-            await self._run_until_gone(world)
+        async def live_and_be_buried() -> None:
+            with contextlib.suppress(ServiceNotFound):  # somebody else has forgotten it: so do we
+                await run(world)
             await self._bury(world, tag, door)
+
+        def told(trouble: str) -> None:
+            world.trouble = trouble
+
+        door = asyncio.create_task(self._persist(f"service {world.service}: its door", world.door.run))
+        try:
+            await self._persist(f"service {world.service}", live_and_be_buried, told)
         finally:
             door.cancel()
+            world.offers.close()
             await asyncio.gather(door, world.prober.close(), world.hands.close(), return_exceptions=True)
 
-    async def _run_until_gone(self, world: World) -> None:
+    async def _persist(
+        self, what: str, work: Callable[[], Awaitable[None]], tell: Callable[[str], None] | None = None
+    ) -> None:
+        """See the work to its end, begun again however often it fails; `tell` hears why it did."""
         pause_s = RESTART_PAUSE_S
         while True:
+            began_at = self.clock.now()
             try:
-                await run(world)
+                await work()
                 return
-            except LeaseLost as error:
-                world.trouble = error.message
-            except Exception as error:  # a defect in one service's loop must not end the others
-                log.exception("service %s: the loop failed and is started again", world.service)
-                world.trouble = f"internal error, tried again every {pause_s:g}s: {type(error).__name__}: {error}"
+            except (LeaseLost, StoreUnavailable) as error:
+                trouble = error.message
+                log.warning("%s: %s", what, trouble)
+            except Exception as error:  # a defect in one place must not end what goes on elsewhere
+                log.exception("%s failed and is begun again", what)
+                trouble = f"internal error, tried again every {pause_s:g}s: {type(error).__name__}: {error}"
+            if tell is not None:
+                tell(trouble)
+            if self.clock.now() - began_at > LONGEST_RESTART_PAUSE_S:
+                pause_s = RESTART_PAUSE_S
             await self.clock.sleep(pause_s)
             pause_s = min(LONGEST_RESTART_PAUSE_S, pause_s * 2)
 
@@ -222,7 +245,7 @@ class Supervisor:
         await self._release(tag)
         await asyncio.to_thread(self._forget_files, tag)
         await self.store.delete(world.service)
-        del self._served[world.service]
+        self._served.pop(world.service, None)
         self.last_service_at = self.clock.now()
         log.info("service %s is gone", world.service)
 
@@ -287,6 +310,18 @@ class Supervisor:
         self._files(tag).take(spec, version)
         if spec.secrets:
             self._secrets.put(tag, version, dict(secrets))
+
+    def _forget_unused(self, before: ServiceState, latest: int) -> None:
+        """Give back the space of versions that nothing will be launched with again."""
+        tag, used = f"{before.name}-{before.uid}", {before.latest_version}
+        used.update(version for r in before.replicas for version in (r.version, r.launched_version))
+        for version in set(range(1, latest)) - used:
+            self._forget_version(tag, version)
+
+    def _forget_version(self, tag: str, version: int) -> None:
+        self._files(tag).drop(version)
+        with contextlib.suppress(StoreUnavailable):  # what is left goes with the service
+            self._secrets.drop(tag, version)
 
     def _forget_files(self, tag: str) -> None:
         self._secrets.drop(tag, None)

@@ -79,6 +79,7 @@ def provider_views(offerings: Sequence[Offering]) -> list[ProviderView]:
             memory_gib=o.memory_gib,
             accelerator=o.accelerator,
             price_per_hour=o.price_per_hour,
+            capacity_type=o.capacity_type.value,
             chosen=position == 0,
         )
         for position, o in enumerate(offerings)

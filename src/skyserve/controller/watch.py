@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from skyserve.clock import Clock
@@ -11,6 +13,8 @@ from skyserve.providers.base import Provider
 
 QUIET_POLL_S = 5.0
 """Seconds between two questions while this installation has no service: only orphans could turn up."""
+
+log = logging.getLogger(__name__)
 
 
 class Watch:
@@ -49,11 +53,10 @@ class Watch:
         """Ask once and remember the answer; the instant that counts is the one before the question."""
         asked_at = self._clock.now()
         before = self._latest
-        try:
-            instances = await self._provider.instances()
-        except ProviderError as error:
+        (instances,) = await asyncio.gather(self._provider.instances(), return_exceptions=True)
+        if isinstance(instances, BaseException):
             since_at = before.since_at if isinstance(before, Silent) else asked_at
-            self._latest = Silent(since_at, error.message)
+            self._latest = Silent(since_at, in_words(self.name, instances))
             if not isinstance(before, Silent):
                 self._on_change(set(_by_tag(before.instances)))
             return
@@ -61,6 +64,14 @@ class Watch:
         seen = _by_tag(before.instances) if isinstance(before, Listing) else {}
         now_seen = _by_tag(instances)
         self._on_change({tag for tag in seen.keys() | now_seen.keys() if seen.get(tag) != now_seen.get(tag)})
+
+
+def in_words(provider: str, error: BaseException) -> str:
+    """Why a provider gave no answer. An error that no adapter should let out is a defect, and logged whole."""
+    if isinstance(error, ProviderError):
+        return error.message
+    log.error("%s: a call broke off", provider, exc_info=error)
+    return f"internal error: {type(error).__name__}: {error}"
 
 
 def _by_tag(instances: Sequence[Instance]) -> Mapping[str, list[Instance]]:

@@ -9,13 +9,14 @@ from skyserve.model.decision import Observation
 from skyserve.model.evidence import Outcome, OutcomeKind
 from skyserve.model.health import Cooldown, CooldownKind
 from skyserve.model.offering import Offering
-from skyserve.model.replica import Replica
+from skyserve.model.replica import Replica, ReplicaStatus
 
 FIRST_WAIT_S: Mapping[CooldownKind, float] = {
     CooldownKind.CAPACITY: 60.0,
     CooldownKind.QUOTA: 1800.0,
     CooldownKind.THROTTLED: 5.0,
     CooldownKind.CREDENTIALS: 300.0,
+    CooldownKind.UNAVAILABLE: 10.0,
 }
 """The first wait after a refusal, where the provider names none. A quota rarely changes within minutes."""
 LONGEST_WAIT: Mapping[CooldownKind, float] = {
@@ -23,6 +24,7 @@ LONGEST_WAIT: Mapping[CooldownKind, float] = {
     CooldownKind.QUOTA: 48.0,
     CooldownKind.THROTTLED: 16.0,
     CooldownKind.CREDENTIALS: 12.0,
+    CooldownKind.UNAVAILABLE: 12.0,
 }
 """How many first waits the longest one is."""
 STRIKE_FADES_S = 600.0
@@ -33,6 +35,7 @@ _KINDS = {
     OutcomeKind.QUOTA: CooldownKind.QUOTA,
     OutcomeKind.THROTTLED: CooldownKind.THROTTLED,
     OutcomeKind.CREDENTIALS: CooldownKind.CREDENTIALS,
+    OutcomeKind.UNAVAILABLE: CooldownKind.UNAVAILABLE,
 }
 
 
@@ -40,9 +43,10 @@ def learn(o: Observation, before: Sequence[Replica], after: Sequence[Replica]) -
     """What this step's outcomes add to the common knowledge: new or changed entries, in a stable order."""
     known = {c.scope: c for c in o.health}
     learnt: dict[str, Cooldown] = {}
+    asked_again = {r.token for r in after if r.status is ReplicaStatus.PENDING and r.offering is not None}
     for replica in before:
         outcome = next((x for x in o.outcomes if x.key == replica.token), None)
-        if replica.offering is None or outcome is None:
+        if replica.offering is None or outcome is None or replica.token in asked_again:
             continue
         if outcome.kind in _KINDS:
             entry = _struck(known, replica.offering, outcome, o.now)
@@ -80,8 +84,8 @@ def _struck(known: Mapping[str, Cooldown], offering: Offering, outcome: Outcome,
 
 def _fresh(offering: Offering, outcome: Outcome, now: float) -> Cooldown:
     kind = _KINDS[outcome.kind]
-    location, types, capacity_type = str(offering.location), offering.instance_type, offering.capacity_type.value
-    if kind in (CooldownKind.THROTTLED, CooldownKind.CREDENTIALS):
+    location, types, capacity_type = str(offering.location), offering.shape, offering.capacity_type.value
+    if kind in (CooldownKind.THROTTLED, CooldownKind.CREDENTIALS, CooldownKind.UNAVAILABLE):
         location, types, capacity_type = offering.location.cloud, "*", "*"
     elif kind is CooldownKind.QUOTA and outcome.location is None:
         location = f"{offering.location.cloud}/{offering.location.region}"  # quotas are a region's
@@ -92,7 +96,7 @@ def _fresh(offering: Offering, outcome: Outcome, now: float) -> Cooldown:
 
 
 def _is_exactly(entry: Cooldown, offering: Offering) -> bool:
-    return entry.covers(offering) and entry.instance_types == offering.instance_type
+    return entry.covers(offering) and not entry.instance_types.endswith("*")
 
 
 def _given_back(before: Sequence[Replica], after: Sequence[Replica]) -> set[str]:

@@ -77,7 +77,7 @@ def _place(draft: Draft, replica: Replica, because: Reason) -> None:
         _wait_for_place(draft, replica, choice)
         return
     token = _token(o, replica.id, replica.attempt)
-    placed = replace(replica, offering=choice.offering, token=token, detail="", retry_at=None)
+    placed = replace(replica, offering=choice.offering, token=token, asked_at=o.now, detail="", retry_at=None)
     draft.put(placed)
     facts = {**because.facts, "price_per_hour": choice.offering.price_per_hour, "attempt": replica.attempt}
     draft.actions.append(Launch(placed, replace(because, facts=facts, rejected=choice.rejected)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from skyserve.model.decision import Note, Observation, Reason, ReasonCode
@@ -14,6 +14,8 @@ LAUNCH_GRACE_S = 60.0
 """How long an accepted launch may be missing from its provider's listing before it counts as lost."""
 UNCLEAR_LAUNCH_RETRY_S = 2.0
 """Pause before a launch that got no clear answer is asked for again, with the same token."""
+UNCLEAR_LAUNCH_PATIENCE_S = 60.0
+"""How long it is asked for again before another offering is tried. Should it turn up after all, it is an orphan."""
 CLEANUP_PATIENCE_S = 600.0
 """How long an instance may take to disappear once its end was ordered, before people are told."""
 
@@ -41,13 +43,19 @@ def gather(o: Observation, replica: Replica) -> Evidence:
     instances = listed.instances if listed else ()
     return Evidence(
         listed_at=listed.at if listed else None,
-        instance=next((i for i in instances if i.token == replica.token), None),
+        instance=_own(replica, instances),
         probe=o.probes.get(replica.id),
         outcome=next((x for x in o.outcomes if x.key == replica.token), None),
         in_flight=replica.token in o.in_flight,
         drained=_is_drained(o, replica),
         readiness=o.specs[replica.version].readiness_probe,
     )
+
+
+def _own(replica: Replica, instances: Sequence[Instance]) -> Instance | None:
+    """The instance that stands for a replica: the one that it is known by, should its token be there twice."""
+    of_token = [i for i in instances if i.token == replica.token]
+    return next((i for i in of_token if i.id == replica.instance_id), of_token[0] if of_token else None)
 
 
 def _is_drained(o: Observation, replica: Replica) -> bool:
@@ -103,7 +111,8 @@ def _pending(replica: Replica, seen: Evidence, now: float) -> Replica:
         return replace(accepted, instance_id=outcome.instance_id, accepted_at=outcome.at, retry_at=None)
     if outcome.kind is OutcomeKind.REJECTED:
         return fail(replica, Failure.LAUNCH, now, outcome.detail)
-    if outcome.kind is OutcomeKind.UNAVAILABLE:
+    asked_at = replica.status_since_at if replica.asked_at is None else replica.asked_at
+    if outcome.kind is OutcomeKind.UNAVAILABLE and now - asked_at < UNCLEAR_LAUNCH_PATIENCE_S:
         return replace(replica, retry_at=now + UNCLEAR_LAUNCH_RETRY_S, detail=outcome.detail)
     return replace(replica, offering=None, attempt=replica.attempt + 1, retry_at=None, detail=outcome.detail)
 

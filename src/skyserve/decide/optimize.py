@@ -21,6 +21,7 @@ _AFTER = {
     CooldownKind.QUOTA: "a quota",
     CooldownKind.THROTTLED: "too many calls",
     CooldownKind.CREDENTIALS: "rejected credentials",
+    CooldownKind.UNAVAILABLE: "no clear answer",
 }
 
 

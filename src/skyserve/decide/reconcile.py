@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skyserve.decide import autoscale, backoff, health, launching, lifecycle, removal, rollout
+from skyserve.decide import autoscale, backoff, health, launching, lifecycle, removal, rollout, setback
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
 from skyserve.model.evidence import Listing
@@ -20,6 +20,7 @@ RECHECK_S = 0.5
 
 def decide(o: Observation) -> Plan:
     """What to do about a service, given what was observed. Pure: the same observation gives the same plan."""
+    o = setback.without_future(o)
     draft = Draft(o, list(o.replicas), o.memory, o.health, o.next_replica_id)
     _advance(draft)
     _learn(draft)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
 from skyserve.decide import lifecycle
@@ -65,16 +66,18 @@ def clean_up(draft: Draft) -> None:
     """End every listed instance that no living row stands for: those being removed, failed ones, and orphans."""
     owners = {r.token: r for r in draft.replicas}
     for listing in draft.o.providers.values():
-        for instance in listing.instances if isinstance(listing, Listing) else ():
+        instances = listing.instances if isinstance(listing, Listing) else ()
+        listed = {instance.id for instance in instances}
+        for instance in instances:
             owner = owners.get(instance.token)
-            because = _why_terminate(owner, instance)
+            because = _why_terminate(owner, instance, listed)
             under_way = instance.id in draft.o.in_flight or instance.state is InstanceState.STOPPING
             if because is not None and not under_way:
                 replica_id = owner.id if owner else None
                 draft.actions.append(Terminate(instance.provider, instance.id, replica_id, because))
 
 
-def _why_terminate(owner: Replica | None, instance: Instance) -> Reason | None:
+def _why_terminate(owner: Replica | None, instance: Instance, listed: Set[str]) -> Reason | None:
     if owner is None:
         return Reason(ReasonCode.ORPHAN, f"instance {instance.id} carries our tag, but no replica stands for it")
     if owner.status is ReplicaStatus.FAILED:
@@ -84,6 +87,8 @@ def _why_terminate(owner: Replica | None, instance: Instance) -> Reason | None:
     if owner.status is ReplicaStatus.SHUTTING_DOWN:
         code = ReasonCode(owner.removal) if owner.removal else ReasonCode.ABOVE_TARGET
         return Reason(code, owner.detail or "no longer needed")
+    if owner.instance_id != instance.id and owner.instance_id in listed:
+        return Reason(ReasonCode.ORPHAN, f"replica {owner.id} has {owner.instance_id}: {instance.id} is a second one")
     return None
 
 

@@ -72,13 +72,13 @@ def _replaced(
     o: Observation, old: Sequence[Replica], new: Sequence[Replica], target: int
 ) -> list[tuple[Replica, Reason]]:
     ready_new = sum(r.status is ReplicaStatus.READY for r in new)
+    never_ready = [r for r in old if r.status in COMING]
+    proven = [r for r in _removal_order(old) if r.status not in COMING]
     if o.update_mode is UpdateMode.BLUE_GREEN:
-        victims = list(old) if ready_new >= target else []
+        victims = list(old) if ready_new >= target else never_ready
     else:
-        never_ready = [r for r in old if r.status in COMING] if target else list(old)
-        proven = [r for r in _removal_order(old) if r.status not in COMING]
         spare = ready_new + sum(r.status is ReplicaStatus.READY for r in old) - target
-        victims = never_ready + _expendable(proven, spare, proved=ready_new > 0)
+        victims = never_ready + _expendable(proven, spare, proved=ready_new > 0 or not target)
     facts: dict[str, float | int | str] = {"ready_new": ready_new, "target": target, "version": o.latest_version}
     text = f"version {o.latest_version} replaces it: {ready_new} of {target} new replicas are ready"
     return [(r, Reason(ReasonCode.OLD_VERSION, text, facts)) for r in victims]
@@ -127,11 +127,15 @@ def _why_launch(
 
 
 def routed_versions(o: Observation, replicas: Sequence[Replica], target: int) -> frozenset[int]:
-    """Versions that get traffic: all of them, or in blue_green the newest that can carry the target."""
+    """Versions that get traffic: all of them, or in blue_green the newest that can carry the target.
+
+    While none can, it is the older one that can carry most.
+    """
     ready = [r.version for r in replicas if r.status is ReplicaStatus.READY]
     if o.update_mode is UpdateMode.ROLLING or not ready:
         return frozenset(r.version for r in replicas)
-    if ready.count(o.latest_version) >= max(1, target):
-        return frozenset({o.latest_version})
+    able = [version for version in ready if ready.count(version) >= max(1, target)]
+    if able:
+        return frozenset({max(able)})
     older = [version for version in ready if version != o.latest_version]
-    return frozenset({max(older)}) if older else frozenset({o.latest_version})
+    return frozenset({max(older, key=lambda v: (ready.count(v), v), default=o.latest_version)})

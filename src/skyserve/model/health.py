@@ -15,6 +15,7 @@ class CooldownKind(Enum):
     QUOTA = "QUOTA"
     THROTTLED = "THROTTLED"
     CREDENTIALS = "CREDENTIALS"
+    UNAVAILABLE = "UNAVAILABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,8 @@ class Cooldown:
     """A place that is not asked before `until_at`, Unix seconds; `since_at` is when it last refused.
 
     `location` is `cloud`, `cloud/region` or `cloud/region/zone` and holds for all below it. `instance_types` is an
-    exact type, a family such as `p5*`, or `*`. `capacity_type` is a CapacityType's name, or `*`. Every strike doubles
-    the wait; an entry without strikes says that the place gave what was asked.
+    exact type or shape (see Offering), a family of types such as `p5*`, or `*`. `capacity_type` is a CapacityType's
+    name, or `*`. Every strike doubles the wait; an entry without strikes says that the place gave what was asked.
     """
 
     location: str
@@ -45,6 +46,6 @@ class Cooldown:
         place = str(offering.location)
         here = place == self.location or place.startswith(f"{self.location}/")
         family = self.instance_types.removesuffix("*")
-        exact = offering.instance_type == self.instance_types
+        exact = self.instance_types in (offering.instance_type, offering.shape)
         of_type = exact or (family != self.instance_types and offering.instance_type.startswith(family))
         return here and of_type and self.capacity_type in ("*", offering.capacity_type.value)

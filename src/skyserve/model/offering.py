@@ -42,6 +42,11 @@ class Offering:
     price_per_hour: float
 
     @property
+    def shape(self) -> str:
+        """The instance type with its accelerators: some clouds attach different ones to the same type."""
+        return f"{self.instance_type}+{self.accelerator}" if self.accelerator else self.instance_type
+
+    @property
     def pool(self) -> str:
         """The name under which what is learnt about this pool is remembered."""
-        return f"{self.location}/{self.instance_type}/{self.capacity_type.value}"
+        return f"{self.location}/{self.shape}/{self.capacity_type.value}"

@@ -64,6 +64,7 @@ class Replica:
 
     `version` is the version it counts as; `launched_version` the one whose launch part it was started with.
     `token` makes its launch idempotent; `attempt` is part of it and grows when another offering is tried.
+    `asked_at` is when its present offering was first asked for.
     `instance_id` is known once the provider has shown it; `endpoint` is `host:port`, without a scheme.
     `drain_revision` is the revision that was observed when draining was decided: a door that obeys a later table sends
     it no more requests. `retry_at` is when a launch that got no clear answer is asked for again.
@@ -81,6 +82,7 @@ class Replica:
     created_at: float
     attempt: int = 1
     offering: Offering | None = None
+    asked_at: float | None = None
     accepted_at: float | None = None
     instance_id: str | None = None
     endpoint: str | None = None

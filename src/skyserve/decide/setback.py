@@ -1,0 +1,55 @@
+"""A clock that was set back -> an observation that remembers nothing from the future.
+
+What was written before the clock was set back would otherwise hold for as long as it was set back: every delay would
+seem to have hours to go, and every answer to be older than the question.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from skyserve.model.decision import AutoscaleMemory, Memory, Observation
+from skyserve.model.replica import Replica
+
+
+def without_future(o: Observation) -> Observation:
+    """The observation as if all that was remembered had happened by now at the latest."""
+    return replace(
+        o,
+        replicas=tuple(_brought_back(replica, o.now) for replica in o.replicas),
+        health=tuple(entry for entry in o.health if entry.since_at <= o.now),
+        memory=_memory(o.memory, o.now),
+    )
+
+
+def _brought_back(replica: Replica, now: float) -> Replica:
+    """The row with all its instants earlier by as much as the newest, its status's, lies ahead."""
+    ahead_s = replica.status_since_at - now
+    if ahead_s <= 0:
+        return replica
+
+    def earlier(at: float | None) -> float | None:
+        return None if at is None else at - ahead_s
+
+    return replace(
+        replica,
+        status_since_at=now,
+        asked_at=earlier(replica.asked_at),
+        accepted_at=earlier(replica.accepted_at),
+        setup_started_at=earlier(replica.setup_started_at),
+        ready_since_at=earlier(replica.ready_since_at),
+        drain_until_at=earlier(replica.drain_until_at),
+        retry_at=earlier(replica.retry_at),
+    )
+
+
+def _memory(memory: Memory, now: float) -> Memory:
+    scale = memory.autoscale
+    return Memory(
+        failures=tuple(replace(entry, last_at=min(entry.last_at, now)) for entry in memory.failures),
+        autoscale=AutoscaleMemory(scale.target, _past(scale.above_since_at, now), _past(scale.below_since_at, now)),
+    )
+
+
+def _past(at: float | None, now: float) -> float | None:
+    return None if at is None else min(at, now)
