@@ -134,4 +134,4 @@ def test_examples_are_valid(path: Path) -> None:
 
     loaded = load_service(path, fingerprint_key=b"k" * 32)
     assert loaded.spec.run
-    assert not loaded.warnings
+    assert all("not acted on yet" in told for told in loaded.warnings)

@@ -48,15 +48,20 @@ def test_every_command_speaks_json_about_its_errors(path, command, sky):
 def test_version_and_bare_groups(sky, capsys):
     assert sky("--version").code == 0
     assert capsys.readouterr().out == f"sky {__version__}\n"
-    assert "Commands:" in sky().out
+    assert "Services:" in sky().out
     assert "Commands:" in sky("serve").out
     assert "Commands:" in sky("controller").out
+
+
+def test_the_list_of_commands_is_complete(sky):
+    listed = [line.split()[0] for line in sky().out.partition("Services:")[2].splitlines() if line.startswith("  ")]
+    assert sorted(listed) == sorted(root.list_commands(click.Context(root)))
 
 
 def test_unknown_command_gets_the_nearest(sky):
     result = sky("serve", "stats")
     assert result.code == 2
-    assert result.err == "error: no such command 'stats'. Did you mean 'status'?\nhint: sky serve --help\n"
+    assert result.err == "error: no such command 'stats'; did you mean 'status'?\nhint: sky serve --help\n"
 
 
 def test_an_unexpected_error_is_one_line(sky, fake, home):
@@ -78,6 +83,17 @@ def test_an_unexpected_error_is_one_line(sky, fake, home):
         "error: unexpected failure: ZeroDivisionError: a defect\nhint: set SKYSERVE_DEBUG=1 for the traceback\n"
     )
     assert "Traceback" in Broken(home, {"SKYSERVE_DEBUG": "1"})("serve", "status", "--watch").err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("sky serve sta", "status"), ("sky serve up --gp", "--gpus"), ("sky show", "show-gpus")],
+)
+def test_completion_answers_the_shell(typed, offered, home):
+    asked = {"_SKY_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    result = _run(environ=_environ(home, **asked))
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"plain,{offered}\n", "")
+    assert not home.exists()
 
 
 def _environ(home, **more):

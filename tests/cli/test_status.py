@@ -50,6 +50,14 @@ def test_failures_are_told_below_the_table(sky, fake, make_service, make_replica
     )
 
 
+def test_what_a_replica_waits_for_is_told_once(sky, fake, make_service, make_replica):
+    waiting = make_replica(2, "PENDING", detail="no capacity: 2 vCPUs asked")
+    fake.services = {"web": make_service("web", "NO_REPLICA", waiting, note="no capacity: 2 vCPUs asked")}
+    out = sky("serve", "status").out
+    assert out.endswith("\nReplica 2 of 'web' (PENDING):\n  no capacity: 2 vCPUs asked\n")
+    assert out.count("no capacity") == 1
+
+
 def test_nothing_was_ever_served(sky, home):
     result = sky("serve", "status")
     assert (result.code, result.out) == (0, "No existing services.\n")

@@ -42,6 +42,14 @@ def test_waits_until_all_replicas_are_ready(sky, coming, yaml):
     assert "curl http://127.0.0.1:30001/health" in result.err
 
 
+def test_a_probe_that_is_a_post_is_not_offered_as_a_plain_curl(sky, fake, yaml):
+    yaml.write_text(yaml.read_text().replace("/health", "{path: /chat, post_data: {a: 1}}"))
+    result = sky("serve", "up", str(yaml), "-n", "web", "-y", "--async")
+    assert result.code == 0
+    assert "sky serve down web" in result.err
+    assert "try it" not in result.err
+
+
 def test_json_is_the_service_alone(sky, coming, yaml):
     result = sky("serve", "up", str(yaml), "-n", "web", "-y", "-o", "json")
     assert result.json["name"] == "web"

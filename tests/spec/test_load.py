@@ -306,6 +306,16 @@ def test_warnings() -> None:
     )
 
 
+def test_keys_without_an_effect_yet_are_named_once() -> None:
+    loaded = load(
+        "run: x\nservice: {replica_policy: {min_replicas: 1, dynamic_ondemand_fallback: true}}\nvolumes: {/data: v}\n"
+        "resources: {ports: 80, use_spot: true, disk_tier: best, labels: , "
+        "any_of: [{infra: aws, disk_tier: low}, {infra: gcp, autostop: 5}]}\n"
+    )
+    unused = "`dynamic_ondemand_fallback`, `volumes`, `disk_tier`, `autostop`"
+    assert loaded.warnings == (f"accepted, but not acted on yet: {unused}",)
+
+
 def test_a_file_and_its_text_are_the_same_service(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("\ufeffrun: x\nservice: {}\nresources: {ports: 80}\n", encoding="utf-8")

@@ -95,6 +95,11 @@ def test_unknown_keys(text: str, message: str, hint: str) -> None:
     assert hint in (error.hint or "")
 
 
+def test_a_missing_section_is_answered_with_what_a_file_needs() -> None:
+    error = refusal("run: x\nresources: {ports: 1}\n")
+    assert error.hint == "a Service YAML needs `service:`, `resources:` and `run:`"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -32,7 +32,7 @@ class _Controller(LazyGroup):
 @click.group(cls=_Controller, invoke_without_command=True)
 @click.pass_context
 def controller(ctx: click.Context) -> None:
-    """Look after the controller, the process that keeps services as they should be.
+    """Look after the controller, which keeps services going.
 
     It is started by the first command that needs it and ends by itself when there is nothing left to look after.
 

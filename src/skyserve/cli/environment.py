@@ -40,7 +40,7 @@ def _read(path: Path) -> dict[str, str]:
         name, given, value = line.partition("=")
         if not given:
             raise UsageError(f"{path}:{number}: no '=' in this line", hint="write KEY=VALUE, one a line")
-        _check(name.rstrip(), f"{path}:{number}:")
+        _check(name.rstrip(), f"{path}:{number}")
         found[name.rstrip()] = _unquoted(value.strip())
     return found
 
@@ -53,4 +53,4 @@ def _unquoted(value: str) -> str:
 
 def _check(name: str, where: str) -> None:
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{where} the name of a variable is letters, digits and '_', not beginning with a digit")
+        raise UsageError(f"{where}: the name of a variable is letters, digits and '_', not beginning with a digit")

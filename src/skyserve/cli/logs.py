@@ -40,8 +40,9 @@ class _Flags(TypedDict):
 def logs(
     session: Session, name: str, replica_ids: tuple[int, ...], source: str | None, **flags: Unpack[_Flags]
 ) -> None:
-    """Show the output of the service NAME: of every replica, or of those given by id.
+    """Show the output of the service NAME.
 
+    Shows that of every replica, or of those given by id.
     With several replicas every line says whose it is. Ctrl-C ends the command, never the service.
 
     \b

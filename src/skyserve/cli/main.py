@@ -22,6 +22,7 @@ from skyserve.config import Config
 from skyserve.errors import SkyServeError, UsageError
 
 _INTERRUPTED = 130
+_COMPLETION = "_SKY_COMPLETE"
 _HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 
@@ -35,6 +36,10 @@ class _Sky(LazyGroup):
         "infra": "skyserve.cli.infra:infra",
         "launch": "skyserve.cli.launch:launch",
         "controller": "skyserve.cli.controller:controller",
+    }
+    sections: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Services": ("serve", "controller"),
+        "Places and prices": ("check", "show-gpus", "gpus", "catalog", "infra", "launch"),
     }
 
 
@@ -86,6 +91,11 @@ def _session() -> Session:
 
 
 def _run(args: list[str], session: Session) -> int:
+    asked = session.config.inherited_env.get(_COMPLETION)
+    if asked:  # by the shell, while a command line is being typed
+        from click.shell_completion import shell_complete
+
+        return shell_complete(sky, {"obj": session}, "sky", _COMPLETION, asked)
     try:
         with sky.make_context("sky", args, obj=session) as ctx:
             sky.invoke(ctx)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from skyserve.catalog import query, snapshot
 from skyserve.catalog.query import Constraint, Feasible, Relaxation
-from skyserve.cli import tables
+from skyserve.cli import tables, wording
 from skyserve.decide.optimize import rank
 from skyserve.errors import CatalogError
 from skyserve.model.offering import Offering
@@ -96,4 +96,5 @@ def _text(offering: Offering) -> str:
     spot = "[Spot]" if offering.capacity_type.value == "SPOT" else ""
     place = tables.place_text(str(offering.location), with_zone=bool(spot))
     title = clouds.title(offering.location.cloud)
-    return f"{title} {offering.instance_type}{spot}{accelerator} in {place}, ${offering.price_per_hour:.2f} / hour"
+    price = wording.dollars(offering.price_per_hour)
+    return f"{title} {offering.instance_type}{spot}{accelerator} in {place}, ${price} / hour"

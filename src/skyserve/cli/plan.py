@@ -102,7 +102,7 @@ def show(session: Session, spec: ServiceSpec, plan: Estimate) -> None:
     """Show a plan on stderr."""
     session.screen.say()
     session.screen.say("Each replica will use the following resources (estimated):")
-    for line in tables.plan_lines(plan, spec.num_nodes):
+    for line in tables.plan_lines(plan, spec.num_nodes, session.screen.columns):
         session.screen.say(line)
     for warning in plan.warnings:
         session.screen.warn(warning)

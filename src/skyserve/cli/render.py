@@ -52,6 +52,19 @@ def table_lines(
     return [line(headers, lambda _: "bold"), *(line(row, status_style) for row in cells)]
 
 
+def _without(at: int, row: Sequence[str]) -> Sequence[str]:
+    return (*row[:at], *row[at + 1 :])
+
+
+def _columns(stream: TextIO) -> int | None:
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class ProgressRow:
     """One line of a wait: who (`replica 1`), at which stage, where, and for how many seconds."""
@@ -106,6 +119,11 @@ class Screen:
         return self._stdin.isatty() and self._stderr.isatty()
 
     @property
+    def columns(self) -> int | None:
+        """How wide the terminal behind stderr is; None when there is none."""
+        return _columns(self._stderr)
+
+    @property
     def redraws_data(self) -> bool:
         """Whether stdout is a terminal on which a table may be drawn over an older one."""
         return self._stdout.isatty() and self._environ.get("TERM") != "dumb"
@@ -126,10 +144,20 @@ class Screen:
         self._stdout.write(text)
         self._stdout.flush()
 
-    def table(self, heading: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-        """A headed table, coloured as stdout allows, as lines for `data`."""
-        lines = table_lines(headers, rows, self._painter(self._stdout))
-        return [self._paint(heading, "bold", self._stdout), *lines]
+    def table(
+        self, heading: str, headers: Sequence[str], rows: Sequence[Sequence[str]], *, expendable: Sequence[str] = ()
+    ) -> list[str]:
+        """A headed table, coloured as stdout allows, as lines for `data`.
+
+        On a terminal that is too narrow the `expendable` columns go, in their order; the heading says which.
+        """
+        room, left_out = _columns(self._stdout), 0
+        while room and left_out < len(expendable) and max(map(len, table_lines(headers, rows))) > room:
+            at = headers.index(expendable[left_out])
+            headers, rows = _without(at, headers), [_without(at, row) for row in rows]
+            left_out += 1
+        title = f"{heading} (narrow terminal, without {', '.join(expendable[:left_out])})" if left_out else heading
+        return [self._paint(title, "bold", self._stdout), *table_lines(headers, rows, self._painter(self._stdout))]
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Something about what is going on, to stderr."""

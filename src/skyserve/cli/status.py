@@ -26,7 +26,9 @@ _WATCH_S = 2.0
 @output_option
 @pass_session
 def status(session: Session, names: tuple[str, ...], verbose: bool, endpoint: bool, watch: bool) -> None:
-    """Show services and their replicas; all of them, or those with the given names.
+    """Show services and their replicas.
+
+    Shows all services, or those with the given names.
 
     \b
     Examples:
@@ -81,11 +83,14 @@ def _lines(session: Session, views: Sequence[ServiceView], *, verbose: bool) -> 
     rows = [tables.replica_row(replica, session.now()) for replica in replicas]
     lines = [*session.screen.table("Services", headers, services), ""]
     if rows:
-        lines += session.screen.table("Service Replicas", tables.REPLICA_HEADERS, rows)
+        expendable = () if verbose else tables.REPLICA_EXPENDABLE
+        lines += session.screen.table("Service Replicas", tables.REPLICA_HEADERS, rows, expendable=expendable)
     else:
         lines.append("No existing replicas.")
-    notes = [f"{view.name}: {remark}" for view in views if (remark := tables.remark(view))]
-    for block in (notes, *tables.troubles(replicas)):
+    troubles = tables.troubles(replicas)
+    told = {line.strip() for block in troubles for line in block}
+    notes = [f"{view.name}: {remark}" for view in views if (remark := tables.remark(view)) and remark not in told]
+    for block in (notes, *troubles):
         lines += ["", *block] if block else []
     return lines
 

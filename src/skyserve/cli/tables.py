@@ -14,6 +14,8 @@ SERVICE_HEADERS = ("NAME", "VERSION", "UPTIME", "STATUS", "REPLICAS", "ENDPOINT"
 SERVICE_HEADERS_VERBOSE = (*SERVICE_HEADERS, "AUTOSCALING_POLICY", "LOAD_BALANCING_POLICY", "REQUESTED_RESOURCES")
 REPLICA_HEADERS = ("SERVICE_NAME", "ID", "VERSION", "ENDPOINT", "LAUNCHED", "INFRA", "RESOURCES", "STATUS")
 _PLAN_HEADERS = ("CLOUD", "INSTANCE", "vCPUs", "Mem(GB)", "ACCELERATORS", "REGION/ZONE", "COST ($)", "CHOSEN")
+REPLICA_EXPENDABLE = ("INFRA", "LAUNCHED", "RESOURCES")
+"""What a narrow terminal does without, in this order."""
 _ZONE_MATTERS = frozenset({"gcp"})
 """Clouds that have an accelerator in some zones of a region only: there a region alone is no place."""
 _DETAIL_LINES = 10
@@ -74,16 +76,20 @@ def _whose(service: str, status: str, ids: Sequence[int]) -> str:
     return f"Replica{'' if len(ids) == 1 else 's'} {', '.join(map(str, ids))} of '{service}' ({status}):"
 
 
-def plan_lines(plan: Estimate, num_nodes: int) -> list[str]:
-    """The framed table of where a replica could run, with the choice marked, and what the choice costs."""
+def plan_lines(plan: Estimate, num_nodes: int, room: int | None = None) -> list[str]:
+    """The framed table of where a replica could run, with the choice marked, and what the choice costs.
+
+    `room` is how many columns the terminal has: where it is short of them, the table's columns move together.
+    """
     notes = [_plan_note(row) for row in plan.candidates]
     headers = (*_PLAN_HEADERS, "NOTE") if any(notes) else _PLAN_HEADERS
     rows = [(*_plan_row(row), note)[: len(headers)] for row, note in zip(plan.candidates, notes, strict=True)]
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
-    frame = "-" * (1 + sum(width + 3 for width in widths))
+    gap = 3 if room is None or 1 + sum(width + 3 for width in widths) <= room else 2
+    frame = "-" * (1 + sum(width + gap for width in widths))
 
     def line(row: Sequence[str]) -> str:
-        return " " + "".join(cell.ljust(width + 3) for cell, width in zip(row, widths, strict=True))
+        return " " + "".join(cell.ljust(width + gap) for cell, width in zip(row, widths, strict=True))
 
     heading = ["== Optimizer ==", *_cost_lines(plan.cost), "", f"Considered resources ({_nodes(num_nodes)}):"]
     table = [frame, line(headers), frame, *(line(row) for row in rows), frame]
@@ -106,11 +112,13 @@ def _cost_lines(cost: Cost | None) -> list[str]:
     if cost is None:
         return []
     price = cost.replica_per_hour
-    replica = f"Estimated cost: ${wording.number(price) if price >= 1 else f'{price:.2f}'} / hour"
+    replica = f"Estimated cost: ${wording.number(price) if price >= 1 else wording.dollars(price)} / hour"
     bounds = {cost.min_replicas: cost.min_per_hour, cost.max_replicas: cost.max_per_hour}
     if set(bounds) == {1}:
         return [replica]
-    whole = ", ".join(f"${price:.2f} / hour with {wording.count(n, 'replica')}" for n, price in bounds.items())
+    whole = ", ".join(
+        f"${wording.dollars(price)} / hour with {wording.count(n, 'replica')}" for n, price in bounds.items()
+    )
     return [replica, f"Estimated cost of the service: {whole}"]
 
 
@@ -123,7 +131,7 @@ def _plan_row(row: PlanRow) -> tuple[str, ...]:
         wording.number(row.memory_gib),
         str(row.accelerator) if row.accelerator else "-",
         place_text(row.infra, with_zone=spot or row.cloud in _ZONE_MATTERS),
-        f"{row.price_per_hour:.2f}",
+        wording.dollars(row.price_per_hour),
         "   ✔" if row.chosen else "",
     )
 

@@ -11,6 +11,7 @@ from skyserve.cli.session import Detached, Session, pass_session
 
 if TYPE_CHECKING:
     from skyserve.cli.client import ControlClient
+    from skyserve.model.service import ReadinessProbe
     from skyserve.model.view import ServiceView
     from skyserve.spec.load import LoadedService
 
@@ -54,7 +55,7 @@ def up(session: Session, service_yaml: str, service_name: str | None, **flags: U
         except KeyboardInterrupt:
             plan.say_it_goes_on(session, name, "keeps starting")
             raise Detached from None
-    _summarise(session, view, loaded.spec.readiness_probe.path)
+    _summarise(session, view, loaded.spec.readiness_probe)
 
 
 def _dry_run(session: Session, service_yaml: str, service_name: str | None, flags: RunFlags) -> None:
@@ -79,7 +80,7 @@ def _create(session: Session, client: ControlClient, loaded: LoadedService) -> S
     return view
 
 
-def _summarise(session: Session, view: ServiceView, probe_path: str) -> None:
+def _summarise(session: Session, view: ServiceView, probe: ReadinessProbe) -> None:
     from skyserve.cli import tables
     from skyserve.model.codec import to_json
 
@@ -90,12 +91,14 @@ def _summarise(session: Session, view: ServiceView, probe_path: str) -> None:
     screen.say(f"Service name: {name}  ({view.status}, {ready})")
     screen.say(f"Endpoint URL: {view.endpoint}")
     screen.say("Useful commands:", "bold")
+    # A probe that is a POST cannot be typed in so few words.
+    try_it = [] if probe.post_data else [("try it", f"curl {view.endpoint.rstrip('/')}{probe.path}")]
     for what, command in (
         ("status", f"sky serve status {name}"),
         ("logs", f"sky serve logs {name}"),
         ("why", f"sky serve why {name}"),
         ("down", f"sky serve down {name}"),
-        ("try it", f"curl {view.endpoint.rstrip('/')}{probe_path}"),
+        *try_it,
     ):
         screen.say(f"  {what:<8}{command}")
     if session.as_json:

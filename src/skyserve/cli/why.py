@@ -29,7 +29,9 @@ _INDENT = " " * 9
 @output_option
 @pass_session
 def why(session: Session, name: str, replica_id: int | None, tail: int, follow: bool) -> None:
-    """Tell why the service NAME did what it did: each decision with its reason, and what was rejected.
+    """Tell why the service NAME did what it did.
+
+    Shows each decision with its reason, and what was rejected.
 
     \b
     Examples:

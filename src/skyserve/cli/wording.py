@@ -42,6 +42,11 @@ def number(amount: float) -> str:
     return f"{amount:.0f}" if amount == int(amount) else f"{amount:.1f}"
 
 
+def dollars(amount: float) -> str:
+    """`7.35`; below a cent with the digits that tell it from nothing, as in `0.0014`."""
+    return f"{amount:.4f}" if 0 < amount < 0.01 else f"{amount:.2f}"
+
+
 def count(amount: int, noun: str) -> str:
     """`1 replica`, `2 replicas`."""
     return f"{amount} {noun}{'' if amount == 1 else 's'}"

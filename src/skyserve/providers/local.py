@@ -344,13 +344,25 @@ def _foreign(resources: Resources) -> str | None:
     """What is asked that has no meaning on this machine."""
     image = resources.image_id
     reasons = (
-        (resources.cloud not in (None, LOCATION.cloud), f"asks cloud {resources.cloud}"),
-        (resources.region not in (None, LOCATION.region), f"asks region {resources.region}"),
-        (resources.zone is not None, f"asks zone {resources.zone}"),
-        (resources.use_spot, "asks spot: this machine cannot be preempted, there is nothing to save"),
-        (resources.instance_type not in (None, "host"), f"asks instance type {resources.instance_type}"),
-        (image is not None, f"asks image {image}: container images need a container engine: not supported here yet"),
-        (bool(resources.volumes), f"asks volumes {', '.join(resources.volumes)}: not supported on this machine"),
+        (
+            resources.cloud not in (None, LOCATION.cloud),
+            f"asks for cloud {resources.cloud}, and this is the machine itself",
+        ),
+        (
+            resources.region not in (None, LOCATION.region),
+            f"asks for region {resources.region}, and this machine is in {LOCATION.region}",
+        ),
+        (resources.zone is not None, f"asks for zone {resources.zone}, and this machine is in none"),
+        (resources.use_spot, "asks for spot capacity, and this machine has none: nobody can take it back"),
+        (
+            resources.instance_type not in (None, "host"),
+            f"asks for instance type {resources.instance_type}, and this machine is of type host",
+        ),
+        (image is not None, f"asks for image {image}, and this machine runs no images yet"),
+        (
+            bool(resources.volumes),
+            f"asks for volumes ({', '.join(resources.volumes)}), and this machine has none to attach",
+        ),
     )
     return next((text for applies, text in reasons if applies), None)
 

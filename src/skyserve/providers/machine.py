@@ -74,11 +74,11 @@ class Machine:
     def why_never(self, ask: Ask) -> str | None:
         """Why even the empty machine cannot satisfy `ask`; None when it can."""
         if ask.vcpus is not None and ask.vcpus > self.vcpus:
-            return f"asks {ask.vcpus:g} vCPUs, this machine has {self.vcpus:g}"
+            return f"asks for {ask.vcpus:g} vCPUs, and this machine has {self.vcpus:g}"
         if ask.memory_gib is not None and ask.memory_gib > self.memory_gib:
-            return f"asks {ask.memory_gib:g} GiB of memory, this machine has {self.memory_gib:g}"
+            return f"asks for {ask.memory_gib:g} GiB of memory, and this machine has {self.memory_gib:g}"
         if ask.accelerator is not None and self._pick_gpus(ask.accelerator, ()) is None:
-            return f"asks {ask.accelerator}, this machine has {self.gpu_summary}"
+            return f"asks for {ask.accelerator}, and this machine has {self.gpu_summary}"
         return None
 
     def share(self, holder: str, ask: Ask, held: Sequence[Share]) -> Share:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 
-from skyserve.spec.document import Entry, YamlList, YamlMap, YamlNode, YamlScalar, is_null
+from skyserve.spec.document import NEEDED, Entry, YamlList, YamlMap, YamlNode, YamlScalar, is_null
 from skyserve.spec.fields import SECTIONS
 from skyserve.spec.kinds import (
     Anything,
     Boolean,
+    Field,
     Integer,
     Kind,
     ListOf,
@@ -43,6 +44,21 @@ def check(kind: Kind, node: YamlNode, path: str, problems: Problems) -> None:
         private = isinstance(kind, MapOf) and kind.private
         described = "" if private else f", not {_described(node)}"
         problems.add(node.place, f"`{path}` must be {words(kind)}{described}", _hint(kind, node))
+
+
+def without_effect(kind: Kind, node: YamlNode) -> list[str]:
+    """The names of the keys at or under `node` that are given but not acted on yet. The tree has passed `check`."""
+    if isinstance(kind, OneOf):
+        kind = _choose(kind, node)
+    if isinstance(kind, ListOf) and isinstance(node, YamlList):
+        return [key for item in node.items for key in without_effect(kind.item, item)]
+    if not isinstance(kind, Section) or not isinstance(node, YamlMap):
+        return []
+    found = []
+    for entry in node.given():
+        field = kind.by_name[entry.key]
+        found += [entry.key] if field.stored_only else without_effect(field.kind, entry.value)
+    return found
 
 
 def _choose(one_of: OneOf, node: YamlNode) -> Kind:
@@ -112,7 +128,11 @@ def _check_section(section: Section, node: YamlMap, path: str, problems: Problem
             check(field.kind, entry.value, _joined(path, entry.key), problems)
     for field in section.fields:
         if field.required and field.name not in meant and node.entry(field.name) is None:
-            problems.add(node.title, f"`{_joined(path, field.name)}` is missing", field.doc)
+            problems.add(node.title, f"`{_joined(path, field.name)}` is missing", _what_it_is(field))
+
+
+def _what_it_is(field: Field) -> str:
+    return NEEDED if isinstance(field.kind, Section) else field.doc
 
 
 def _unknown_key(section: Section, entry: Entry, path: str, problems: Problems) -> str | None:

@@ -14,6 +14,8 @@ from ruamel.yaml.reader import ReaderError
 
 from skyserve.spec.problems import Place, Problems, shown
 
+NEEDED = "a Service YAML needs `service:`, `resources:` and `run:`"
+"""The hint when there is too little in a file to tell what is wrong with it."""
 _MOST_NODES = 20_000  # aliases are expanded: a short text can stand for a huge tree
 _MOST_DEPTH = 60
 _TAG = "tag:yaml.org,2002:"
@@ -168,7 +170,7 @@ def _compose(text: str, problems: Problems) -> Node | None:
     else:
         if isinstance(node, Node):
             return node
-        problems.add(Place(), "there is nothing in it", "a Service YAML needs `service:`, `resources:` and `run:`")
+        problems.add(Place(), "there is nothing in it", NEEDED)
     return None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from skyserve.errors import SpecError
 from skyserve.model.resources import ResourceChoice, Resources
 from skyserve.model.service import ServiceSpec
-from skyserve.spec.check import check
+from skyserve.spec.check import check, without_effect
 from skyserve.spec.document import YamlMap, YamlScalar, check_characters, read_document
 from skyserve.spec.fields import SERVICE_NAME, SERVICE_NAME_FORM, SERVICE_YAML
 from skyserve.spec.overrides import Overrides, overlay
@@ -113,7 +113,7 @@ class _Reader:
         service = ServiceReader(section, self.problems)
         envs, secrets = self._environment("envs", "--env"), self._environment("secrets", "--secret")
         self._check_twice(envs, secrets)
-        self._warn_aside()
+        self._warn_unused()
         resources = self._resources(envs)
         service.check_spot(all(one.use_spot for one in resources.alternatives))
         spec = ServiceSpec(
@@ -160,7 +160,10 @@ class _Reader:
             place = Place() if section is None else section.place_of(name)
             self.problems.add(place, f"{name} is both in `envs` and in `secrets`", "keep the secret")
 
-    def _warn_aside(self) -> None:
+    def _warn_unused(self) -> None:
+        unused = dict.fromkeys(without_effect(SERVICE_YAML, self.root))
+        if unused:
+            self.warnings.append(f"accepted, but not acted on yet: {', '.join(f'`{key}`' for key in unused)}")
         for key in ("config", "experimental"):
             if self.root.node(key) is not None:
                 self.warnings.append(f"`{key}` is accepted and not used")
