@@ -195,12 +195,19 @@ class Rig:
     """A door, its replicas and its clients."""
 
     def __init__(self) -> None:
-        self.door = Door("boot", asyncio.get_running_loop().time, Random(1))
+        loop = asyncio.get_running_loop()
+        self._ahead_s = 0.0
+        self.door = Door("boot", lambda: loop.time() + self._ahead_s, Random(1))
         self.server = Server(self.door)
         self.port = 0
         self.replicas: list[Replica] = []
         self._clients: list[Wire] = []
         self._number = 0
+
+    def later(self, seconds: float) -> None:
+        """Set the door's clock ahead, and have it look at it."""
+        self._ahead_s += seconds
+        self.server._sweep()
 
     async def start(self) -> None:
         listener = open_listener("127.0.0.1", 0)

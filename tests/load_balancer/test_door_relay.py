@@ -543,3 +543,60 @@ def test_no_delay_is_set_on_both_sides(rig) -> None:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
     rig(scenario)
+
+
+def test_an_early_answer_outlives_the_connection_it_came_on(rig) -> None:
+    """The replica closes on a body that it has not read, so the door's writing fails, often before its reading."""
+    size = 4 * 1024 * 1024
+
+    async def script(wire, request) -> None:
+        wire.send(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig")
+        wire.close()
+
+    async def scenario(rig) -> None:
+        replica = await rig.replica(script)
+        for count in range(1, 16):
+            client = await rig.client()
+            client.send(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (413, b"big")
+            assert len(replica.requests) == count
+        assert rig.door.pool.suspects() == ()
+
+    rig(scenario)
+
+
+def test_a_storm_of_interim_answers_passes_with_bounded_buffers(rig) -> None:
+    interim, count = b"HTTP/1.1 102 Processing\r\n\r\n", 20_000
+
+    async def script(wire, request) -> None:
+        for _ in range(count // 1000):
+            wire.send(interim * 1000)
+            await wire.writer.drain()
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def scenario(rig) -> None:
+        await rig.replica(script)
+        client = await rig.client()
+        client.send(GET)
+        assert await client.reader.readexactly(len(interim) * count) == interim * count
+        assert (await client.answer()).body == b"ok"
+
+    rig(scenario)
+
+
+def test_early_data_waits_for_the_tunnel(rig) -> None:
+    async def script(wire, request) -> None:
+        await asyncio.sleep(0.02)
+        wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: w\r\n\r\n")
+        wire.send(b"got " + await wire.reader.readexactly(5))
+        await wire.reader.read()
+
+    async def scenario(rig) -> None:
+        await rig.replica(script)
+        client = await rig.client()
+        client.send(b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: w\r\n\r\nhello")
+        await client.answer()
+        assert await client.reader.readexactly(9) == b"got hello"
+
+    rig(scenario)

@@ -33,6 +33,7 @@ def test_a_refused_connection_goes_elsewhere_at_once_and_ejects(rig) -> None:
         assert news == [(dead.id,)]  # told once, at once
         assert rig.door.counters.retries == 1  # and not tried again meanwhile
         await dead.start()
+        rig.later(1.0)
         await rig.until(lambda: rig.door.pool.candidates(rig.door.time(), ())[0].replica_id == dead.id)
         for _ in range(4):
             await rig.ask(GET)
@@ -74,6 +75,7 @@ def test_a_held_request_goes_to_the_replica_that_refused_it_when_it_is_back(rig)
         asked = asyncio.create_task(rig.ask(POST))
         await rig.until(lambda: len(rig.door.hold) == 1)
         await replica.start()
+        rig.later(1.0)
         assert (await asked).body == b"ok"
 
     rig(scenario)
@@ -89,12 +91,56 @@ def test_a_stale_connection_is_replaced_without_blame(rig) -> None:
 
     async def scenario(rig) -> None:
         replica = await rig.replica(close_after)
-        rig.settings(retry="safe")
         for _ in range(3):
             assert (await rig.ask(POST)).body == b"ok"
         assert replica.accepted == 3
         assert rig.door.pool.suspects() == ()
         assert rig.door.counters.retries == 2
+
+    rig(scenario)
+
+
+def test_what_must_not_be_repeated_takes_no_connection_that_may_be_stale(rig) -> None:
+    async def drop_the_second(wire, request) -> None:
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await wire.reader.readuntil(b"\r\n\r\nabc")
+        replica.requests.append(request)
+        wire.writer.transport.abort()
+
+    replica = None
+
+    async def scenario(rig) -> None:
+        nonlocal replica
+        replica = await rig.replica(drop_the_second)
+        rig.settings(retry="safe")
+        assert (await rig.ask(POST)).status == 200
+        rig.later(1.5)
+        assert (await rig.ask(POST)).status == 200
+        assert replica.accepted == 2
+        assert (await rig.ask(POST)).status == 502  # used just now, so it went there, and may have had its effect
+        assert len(replica.requests) == 3
+        assert rig.door.counters.retries == 0
+
+    rig(scenario)
+
+
+@pytest.mark.parametrize(("retry", "seen"), [("idempotent", 3), ("safe", 1)])
+def test_a_request_that_kills_cannot_kill_all_over_kept_connections(rig, retry: str, seen: int) -> None:
+    async def scenario(rig) -> None:
+        async def die(wire, request) -> None:
+            victims.append(request)
+            asyncio.get_running_loop().create_task(replicas[len(victims) - 1].stop())
+            await wire.reader.read()
+
+        victims = []
+        replicas = [await rig.replica() for _ in range(5)]
+        rig.settings(retry=retry)
+        for _ in range(5):
+            assert (await rig.ask(GET)).body == b"ok"  # now there is a connection to each
+        for replica in replicas:
+            replica.script = die
+        assert (await rig.ask(POST)).status == 502
+        assert len(victims) == seen
 
     rig(scenario)
 
@@ -158,18 +204,93 @@ def test_three_replicas_at_most_see_a_request_and_none_twice(rig) -> None:
     rig(scenario)
 
 
-def test_all_tried_means_waiting_for_another_one(rig) -> None:
+async def dropped(rig, replica) -> asyncio.Task:
+    """A request that the only replica has dropped, and that waits for another one."""
+    asked = asyncio.create_task(rig.ask(POST))
+    await rig.until(lambda: len(rig.door.hold) == 1)
+    assert len(replica.requests) == 1
+    return asked
+
+
+def test_a_dropped_request_waits_for_another_replica(rig) -> None:
     async def scenario(rig) -> None:
-        bad = await rig.replica(drop)
-        rig.settings(queue_timeout_seconds=0.6)
-        asked = asyncio.create_task(rig.ask(POST))
-        await rig.until(lambda: len(rig.door.hold) == 1)
+        asked = await dropped(rig, await rig.replica(drop))
         await rig.replica()
         assert (await asked).body == b"ok"
-        rig.list(bad)
-        answer = await rig.ask(POST)
-        assert answer.status == 502
-        assert len(bad.requests) == 2
+
+    rig(scenario)
+
+
+def test_a_request_dropped_by_a_replica_that_lives_is_told_so_soon(rig) -> None:
+    async def scenario(rig) -> None:
+        replica = await rig.replica(drop)
+        asked = await dropped(rig, replica)
+        rig.later(0.9)
+        await asyncio.sleep(0.05)
+        assert not asked.done()
+        rig.later(0.1)
+        answer = await asked
+        assert (answer.status, answer.one("retry-after")) == (502, b"1")
+        assert b"it is still there" in answer.body
+        assert (len(replica.requests), replica.accepted) == (1, 2)  # it was asked for a connection, and for no more
+
+    rig(scenario)
+
+
+def test_a_request_whose_replica_died_waits_until_it_is_back(rig) -> None:
+    async def scenario(rig) -> None:
+        replica = await rig.replica(never)
+        asked = asyncio.create_task(rig.ask(POST))
+        await rig.until(lambda: len(replica.requests) == 1)
+        await replica.stop()
+        for _ in range(3):
+            rig.later(20.0)
+            await asyncio.sleep(0.05)
+            assert not asked.done()
+        await replica.start()
+        rig.later(20.0)
+        assert (await asked).status == 502  # it must not get the same request again
+        assert len(replica.requests) == 1
+
+    rig(scenario)
+
+
+@pytest.mark.parametrize("how", ["draining", "removed"])
+def test_a_replica_that_leaves_is_no_reason_to_give_up(rig, how: str) -> None:
+    async def scenario(rig) -> None:
+        replica = await rig.replica(drop)
+        asked = await dropped(rig, replica)
+        rig.list(draining=(replica,) if how == "draining" else ())
+        rig.later(20.0)
+        await asyncio.sleep(0.05)
+        assert not asked.done()
+        rig.list(await rig.replica(listed=False))
+        assert (await asked).body == b"ok"
+
+    rig(scenario)
+
+
+def test_knocking_at_one_replica_serves_all_who_wait(rig) -> None:
+    async def scenario(rig) -> None:
+        replica = await rig.replica(drop)
+        asked = [asyncio.create_task(rig.ask(POST)) for _ in range(20)]
+        await rig.until(lambda: len(rig.door.hold) == 20)
+        rig.later(1.0)
+        assert {answer.status for answer in await asyncio.gather(*asked)} == {502}
+        assert replica.accepted <= 22
+
+    rig(scenario)
+
+
+def test_a_dropped_request_has_the_deadline_of_all(rig) -> None:
+    async def scenario(rig) -> None:
+        replica = await rig.replica(never)
+        asked = asyncio.create_task(rig.ask(POST))
+        await rig.until(lambda: len(replica.requests) == 1)
+        await replica.stop()
+        await rig.until(lambda: len(rig.door.hold) == 1)
+        rig.later(rig.door.settings.queue_timeout_seconds)
+        assert (await asked).status == 502
 
     rig(scenario)
 
@@ -217,8 +338,13 @@ def test_a_body_is_kept_for_a_retry_up_to_a_limit(rig, size: int, status: int) -
 def test_silence_before_the_answer_is_a_504_and_no_retry(rig) -> None:
     async def scenario(rig) -> None:
         silent, other = await rig.replica(never), await rig.replica()
-        rig.settings(stream_timeout_seconds=0.2)
-        answer = await rig.ask(GET)
+        rig.settings(stream_timeout_seconds=9.0)
+        asked = asyncio.create_task(rig.ask(GET))
+        await rig.until(lambda: len(silent.requests) == 1)
+        rig.later(8.0)
+        assert rig.busy() == 1
+        rig.later(2.0)
+        answer = await asked
         assert (answer.status, b"replica_timeout" in answer.body) == (504, True)
         await rig.until(lambda: (silent.left, len(other.requests), rig.busy()) == (1, 0, 0))
 
@@ -251,7 +377,9 @@ def test_a_slow_client_is_not_a_silent_replica(rig) -> None:
         client = await rig.client()
         client.send(GET)
         await client.read_head()
-        await asyncio.sleep(0.8)
+        for _ in range(4):
+            await asyncio.sleep(0.05)
+            rig.later(0.2)
         assert len(await client.reader.readexactly(size)) == size
 
     rig(scenario)

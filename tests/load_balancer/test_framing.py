@@ -358,3 +358,9 @@ def test_a_damaged_request_that_we_take_is_taken_the_same_by_h11(damages: list[t
     theirs, payload, _ = by_h11(h11.SERVER, data)
     assert (head.method, head.length) == (theirs.method, len(payload))
     assert theirs.target in (head.target, b"http://" + (head.host or b"") + head.target)
+
+
+@pytest.mark.parametrize("coding", [b"chunked, identity", b"chunked, chunked", b"Chunked ,gzip"])
+def test_an_answer_whose_chunks_some_would_look_for_is_refused(coding: bytes) -> None:
+    with pytest.raises(BadMessage):
+        parse_response_head(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %b\r\n\r\n" % coding)

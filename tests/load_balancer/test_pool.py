@@ -45,7 +45,8 @@ def test_ejection_doubles_to_a_limit_and_allows_one_trial() -> None:
     assert seen == [1.0, 2.0, 4.0, 8.0, EJECTION_MAX_S, EJECTION_MAX_S]
     pool.enter(page, now)
     assert ids(pool.candidates(now, ())) == [2]
-    pool.connected(page)
+    pool.connected(page, now)
+    assert page.accepted_at == now
     assert ids(pool.candidates(now, ())) == [1, 2]
     assert pool.suspects() == ()
 
@@ -86,18 +87,31 @@ def test_strikes_need_an_answer_to_be_forgotten() -> None:
     page = pool.candidates(0.0, ())[0]
     for _ in range(STRIKES - 1):
         pool.unanswered(page, 0.0)
-    pool.connected(page)
+    pool.connected(page, 0.0)
     assert pool.suspects() == (1,)
     pool.answered(page, 0.5)
     assert (pool.suspects(), page.ewma_s) == ((), 0.5)
     for _ in range(STRIKES):
         pool.unanswered(page, 0.0)
-    pool.connected(page)
+    pool.connected(page, 0.0)
     assert ids(pool.candidates(0.0, ())) == [2]
     pool.answered(page, 1.5)
     assert page.ewma_s == 0.7
     assert ids(pool.candidates(0.0, ())) == [1, 2]
     assert len(news) == 2
+
+
+def test_one_that_drops_requests_is_left_out_only_while_there_is_another() -> None:
+    pool, _ = pool_of(1, 2)
+    page, other = pool.candidates(0.0, ())
+    for _ in range(STRIKES):
+        pool.unanswered(page, 0.0)
+    assert ids(pool.candidates(0.0, ())) == [2]
+    assert ids(pool.candidates(0.0, {2})) == [1]
+    pool.refused(other, 0.0)
+    assert ids(pool.candidates(0.0, ())) == [1]
+    pool.refused(page, 0.0)
+    assert ids(pool.candidates(0.0, ())) == []
 
 
 def test_idle_connections_are_used_youngest_first_and_not_when_old() -> None:
@@ -108,8 +122,9 @@ def test_idle_connections_are_used_youngest_first_and_not_when_old() -> None:
     pool.put_idle(page, young, 3.0)
     pool.close_old(IDLE_LIMIT_S)
     assert (old.closed, young.closed) == (True, False)
+    assert pool.take_idle(page, 4.0, 1.0) is None
     assert pool.take_idle(page, 3.0 + IDLE_LIMIT_S) is None
-    assert young.closed
+    assert pool.take_idle(page, 2.9 + IDLE_LIMIT_S) is young
     third = Conn()
     pool.put_idle(page, third, 9.0)
     pool.apply([Endpoint(1, "h:1", draining=True)])

@@ -31,6 +31,11 @@ EXIT_PORT_IN_USE = 98
 GRACE_S = 10.0
 """How long requests under way may go on after SIGTERM."""
 
+OTHER_FILES = 64
+"""Descriptors left for the log, the admin socket and the loop, and for a few idle connections to replicas."""
+
+MANY_FILES = 1_000_000
+
 logger = logging.getLogger("skyserve.load_balancer")
 
 
@@ -40,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory: Path = options.dir
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     os.umask(0o077)
-    _raise_file_limit()
+    files = _raise_file_limit()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         listener = open_listener(options.host, options.port)
@@ -54,15 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         listener.close()
         return 1
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(options.service, directory, options.socket, listener, tls))
+        return runner.run(_serve(options, files, listener, tls))
 
 
-async def _serve(
-    service: str, directory: Path, admin_path: Path, listener: socket.socket, tls: ssl.SSLContext | None
-) -> int:
+async def _serve(options: argparse.Namespace, files: int, listener: socket.socket, tls: ssl.SSLContext | None) -> int:
+    service: str = options.service
+    directory: Path = options.dir
+    admin_path: Path = options.socket
     loop = asyncio.get_running_loop()
     door = Door(os.urandom(8).hex(), loop.time, Random())
-    server = Server(door)
+    server = Server(door, most_clients=max(1, (files - OTHER_FILES) // 2))
     tables = TableFile(directory)
     port: int = listener.getsockname()[1]
     admin = AdminServer(door, tables, port, server.stop)
@@ -118,11 +124,13 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return asyncio.new_event_loop
 
 
-def _raise_file_limit() -> None:
-    """Each stream takes two descriptors; take all that we may have."""
+def _raise_file_limit() -> int:
+    """Each client takes two descriptors, its own and a replica's; take all that we may have, and say how many."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MANY_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 if __name__ == "__main__":

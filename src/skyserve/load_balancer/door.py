@@ -12,6 +12,8 @@ from typing import Protocol
 
 from skyserve.load_balancer.framing import RequestHead
 from skyserve.load_balancer.hold import Hold
+from skyserve.load_balancer.knock import Knocks
+from skyserve.load_balancer.limits import Limits
 from skyserve.load_balancer.policies import LeastLoad, Policy, make_policy
 from skyserve.load_balancer.pool import Pool, Upstream
 from skyserve.load_balancer.report import Counters
@@ -24,6 +26,8 @@ logger = logging.getLogger("skyserve.load_balancer")
 
 Page = Upstream[UpstreamConnection]
 
+DEFAULT_LIMITS = Limits()
+
 
 class Waiting(Protocol):
     """A request that waits for a replica."""
@@ -32,6 +36,10 @@ class Waiting(Protocol):
 
     def resume(self) -> None:
         """Go to a replica now, or go on waiting when none of those there are will do."""
+        ...
+
+    def reconsider(self, now: float) -> None:
+        """Some time has passed: give up when it has become clear that waiting is in vain."""
         ...
 
     def give_up(self) -> None:
@@ -43,14 +51,16 @@ class Door:
     """The shared state. `time` is a monotonic clock in seconds; `on_news` is called when the controller should hear
     of something at once, and may be set later."""
 
-    def __init__(self, boot: str, time: Callable[[], float], rng: Random) -> None:
+    def __init__(self, boot: str, time: Callable[[], float], rng: Random, limits: Limits = DEFAULT_LIMITS) -> None:
         self.boot = boot
         self.time = time
         self.rng = rng
+        self.limits = limits
         self.on_news: Callable[[], None] = _no_news
         self.table = RoutingTable(number=0)
         self.settings = self.table.settings
         self.pool: Pool[UpstreamConnection] = Pool(self._news)
+        self.knocks = Knocks(self.pool, time, limits.connect_s)
         self.hold: Hold[Waiting] = Hold(self._news)
         self.counters = Counters(time())
         self.stopping = False
@@ -80,6 +90,7 @@ class Door:
         """Take no new requests; those that wait are told so."""
         self.stopping = True
         self.give_up_held()
+        self.knocks.stop()
         self.pool.close_idle()
 
     def choose(self, request: RequestHead, tried: Collection[int]) -> Page | None:
@@ -106,6 +117,8 @@ class Door:
         now = self.time()
         for held in self.hold.expired(now):
             held.give_up()
+        for held in self.hold:
+            held.reconsider(now)
         if self.hold:
             self.release_held()
         self.pool.close_old(now)

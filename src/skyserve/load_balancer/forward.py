@@ -9,33 +9,31 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from skyserve.load_balancer.answer import Answer
 from skyserve.load_balancer.door import Door, Page
-from skyserve.load_balancer.framing import (
-    BadMessage,
-    Body,
-    ChunkedBody,
-    RequestHead,
-    ResponseHead,
-    UntilCloseBody,
-    head_end,
-    parse_response_head,
-    request_body,
-    response_body,
-)
-from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes, response_bytes
+from skyserve.load_balancer.framing import BadMessage, Body, RequestHead, ResponseHead, request_body
+from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes
+from skyserve.load_balancer.pool import IDLE_LIMIT_S
 from skyserve.load_balancer.upstream import UpstreamConnection, connect
 
 KEPT_LIMIT = 1024 * 1024
 """Bytes of a request body that are kept, so that the request can be sent once more."""
 
 HELD_BODY_LIMIT = 64 * 1024
-"""Bytes of a request body that are read while there is no replica to send them to."""
+"""Bytes of a request body that are read in any case while there is no replica to send them to."""
+
+HELD_BODIES = 32 * 1024 * 1024
+"""Bytes that those who wait share beyond that, each up to KEPT_LIMIT: a client whose body has been read whole is seen
+to leave, while the farewell of another is stuck behind its own data."""
 
 MAX_SENT = 3
 """Replicas that one request may be sent to. A refused connection does not count: nothing was sent."""
 
 STALE_WINDOW_S = 1.0
 """A connection out of the pool that ends this soon had most likely been closed before the request reached it."""
+
+YOUNG_S = 1.0
+"""A connection that was in use so lately is not closed for idleness: good enough for what cannot be sent again."""
 
 _SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 
@@ -73,20 +71,18 @@ class Exchange:
 
     __slots__ = (
         "_active_at",
+        "_answer",
         "_client",
         "_client_ended",
         "_connecting",
         "_connection",
-        "_decoding",
         "_door",
+        "_dropped_at",
+        "_dropped_by",
         "_head",
         "_kept",
         "_kept_size",
         "_page",
-        "_partial",
-        "_reader",
-        "_response",
-        "_seen",
         "_sent_at",
         "_sent_to",
         "_stays",
@@ -111,13 +107,11 @@ class Exchange:
         self._kept_size = 0
         self._tried: frozenset[int] = frozenset()
         self._sent_to: frozenset[int] = frozenset()
+        self._dropped_by = -1
+        self._dropped_at = 0.0
         self._sent_at = 0.0
         self._active_at = 0.0
-        self._seen = False
-        self._partial = b""
-        self._response: ResponseHead | None = None
-        self._reader: Body | None = None
-        self._decoding: ChunkedBody | None = None
+        self._answer = Answer(head)
         self._stays = False
         self._client_ended = False
         self._upstream_ended = False
@@ -167,14 +161,18 @@ class Exchange:
 
     def bad_request(self, bad: BadMessage) -> None:
         """The client's body is not clear HTTP."""
-        if self._response is None:
+        if self._answer.head is None:
             self.fail(bad.status, "bad_request", str(bad))
         else:
             self._cut()
 
+    def body_stalled(self) -> None:
+        """The client does not send the body that it promised. An answer that has begun goes on all the same."""
+        if self._answer.head is None:
+            self.fail(408, "request_timeout", "the request body stopped coming")
+
     def client_gone(self) -> None:
         """The client has left: so does the request, wherever it is."""
-        self._door.hold.remove(self)
         self._leave(reuse=False)
 
     def client_eof(self) -> None:
@@ -193,9 +191,10 @@ class Exchange:
     @property
     def choked(self) -> bool:
         """No more of the request is wanted for now."""
-        if self._connection is None:
-            return self._kept_size > HELD_BODY_LIMIT
-        return self._connection.write_paused
+        if self._connection is not None:
+            return self._connection.write_paused
+        share = HELD_BODIES // (len(self._door.hold) or 1)
+        return self._kept_size > max(HELD_BODY_LIMIT, min(KEPT_LIMIT, share))
 
     def check(self, now: float) -> None:
         """See whether the replica has been silent for too long."""
@@ -204,7 +203,7 @@ class Exchange:
             return
         if not connection.reading or (not self.body.done and not connection.write_paused):
             return  # it is the client that is slow
-        if self._response is None:
+        if self._answer.head is None:
             self.fail(504, "replica_timeout", f"the replica did not answer within {limit:g} s")
         else:
             self._cut()
@@ -218,13 +217,25 @@ class Exchange:
             self._door.hold.remove(self)
             self._go(page)
 
+    def reconsider(self, now: float) -> None:
+        """See Waiting. The replica that dropped this request may not have died of anything: then waiting is in vain."""
+        settled_at = self._dropped_at + self._door.limits.settle_s
+        if self._dropped_by < 0 or now < settled_at:
+            return
+        page = self._door.pool.page(self._dropped_by)
+        if page is None or page.leaving:
+            return
+        if page.accepted_at >= settled_at:
+            self._fail_unanswered("; it is still there, and there is no other one to ask")
+        else:
+            self._door.knocks.knock(page)
+
     def give_up(self) -> None:
         """See Waiting."""
-        self._door.hold.remove(self)
         if self._door.refusing:
             self._refuse_closing()
         elif self._sent_to:
-            self._fail_unanswered()
+            self._fail_unanswered(", and no other one became ready in time")
         else:
             self.fail(503, "no_replica_ready", "no replica became ready in time", retry_after_s=5)
 
@@ -262,7 +273,10 @@ class Exchange:
         now = door.time()
         self._page = page
         door.pool.enter(page, now)
-        connection = door.pool.take_idle(page, now)
+        if self._tried:
+            door.counters.retried()
+        once_only = not self._repeatable or (self._head.length or 0) > KEPT_LIMIT
+        connection = door.pool.take_idle(page, now, YOUNG_S if once_only else IDLE_LIMIT_S)
         if connection is not None:
             connection.reused = True
             self._send(connection)
@@ -281,14 +295,14 @@ class Exchange:
     async def _connected(self, page: Page) -> None:
         pool = self._door.pool
         try:
-            connection = await connect(pool, page)
+            connection = await connect(pool, page, self._door.limits.connect_s)
         except (OSError, UnicodeError):  # the latter from a name that cannot be a host's
             self._connecting = None
             pool.refused(page, self._door.time())
             self._try_another(page)
             return
         self._connecting = None
-        pool.connected(page)
+        pool.connected(page, self._door.time())
         self._send(connection)
 
     def _send(self, connection: UpstreamConnection) -> None:
@@ -321,10 +335,12 @@ class Exchange:
             self._client.update_reading()
 
     def _try_another(self, page: Page) -> None:
+        if len(self._sent_to) >= MAX_SENT:
+            self._fail_unanswered()
+            return
         self._tried |= {page.replica_id}
         self._door.pool.leave(page)
         self._page = None
-        self._door.counters.retried()
         if self._begin():
             return
         if self._door.refusing:
@@ -337,10 +353,10 @@ class Exchange:
     def upstream_data(self, data: bytes) -> None:
         """See Carried."""
         self._active_at = self._door.time()
-        if self._reader is not None:
-            self._relay(b"", data, 0)
-        elif self.tunnel:
+        if self.tunnel:
             self._client.write(data)
+        elif self._answer.head is not None:
+            self._relay(b"", data)
         else:
             try:
                 self._read_head(data)
@@ -360,107 +376,88 @@ class Exchange:
         """See Carried."""
         if self.tunnel:
             self._close_tunnel(reset=not clean)
-        elif self._response is not None:
-            if clean and isinstance(self._reader, UntilCloseBody):
-                self._complete(reuse=False)
-            else:
-                self._cut()
-        else:
+        elif self._answer.head is None:
             self._lost_unanswered()
+        elif clean and self._answer.ends_with_connection:
+            self._complete(self._answer.head, reuse=False)
+        else:
+            self._cut()
 
     def upstream_full(self) -> None:
         """See Carried."""
         self._client.update_reading()
 
+    @property
+    def _repeatable(self) -> bool:
+        """Whether it may be sent again after a replica has had it in its hands."""
+        allowed = self._door.settings.retry == "idempotent" or self._head.method in _SAFE_TO_REPEAT
+        return allowed and self._kept is not None
+
     def _lost_unanswered(self) -> None:
         connection, page, now = self._connection, self._page, self._door.time()
         if connection is None or page is None:
             return
-        stale = connection.reused and now - self._sent_at < STALE_WINDOW_S
         self._drop_connection()
-        if self._seen or self._kept is None:
+        stale = connection.reused and now - self._sent_at < STALE_WINDOW_S
+        if not self._answer.begun:
+            self._sent_to |= {page.replica_id}
+            self._dropped_by, self._dropped_at = page.replica_id, now
+            if not stale:
+                self._door.pool.unanswered(page, now)
+        if self._answer.begun or not self._repeatable:
             self._fail_unanswered()
         elif stale:
             self._door.counters.retried()
             self._connect(page)
         else:
-            self._door.pool.unanswered(page, now)
-            self._sent_to |= {page.replica_id}
-            repeatable = self._door.settings.retry == "idempotent" or self._head.method in _SAFE_TO_REPEAT
-            if repeatable and len(self._sent_to) < MAX_SENT:
-                self._try_another(page)
-            else:
-                self._fail_unanswered()
+            self._try_another(page)
 
-    def _fail_unanswered(self) -> None:
-        self.fail(502, "bad_gateway", "the replica closed the connection without an answer", retry_after_s=1)
+    def _fail_unanswered(self, more: str = "") -> None:
+        who = "the replica" if len(self._sent_to) < 2 else f"each of {len(self._sent_to)} replicas"
+        self.fail(502, "bad_gateway", f"{who} closed the connection without an answer{more}", retry_after_s=1)
 
     def _read_head(self, data: bytes) -> None:
-        self._seen = True
-        if self._partial:
-            data = self._partial + data
-        start = 0
-        while True:
-            rest = data[start:] if start else data
-            end = head_end(rest)
-            if end < 0:
-                self._partial = rest
-                return
-            head = parse_response_head(rest[:end])
-            start += end
-            if head.status >= 200:
-                self._answer(head, data, start)
-                return
-            if head.status == 101:
-                self._open_tunnel(head, data[start:])
-                return
-            if self._head.minor:
-                self._client.write(response_bytes(head, connection=b"", coding=None))
-
-    def _answer(self, head: ResponseHead, data: bytes, start: int) -> None:
-        door, page = self._door, self._page
-        if page is not None:
-            door.pool.answered(page, door.time() - self._sent_at)
-        door.counters.responded(head.status)
-        self._partial, self._kept = b"", None
-        self._response = head
-        old_client = self._head.minor == 0
-        reader = response_body(head, self._head.method, decode=old_client)
-        coding = head.coding if head.status != 204 else None
-        if old_client and isinstance(reader, ChunkedBody):
-            self._decoding, coding = reader, None
-        self._reader = reader
-        self._stays = self._keep()
-        word = self._connection_word(keep=self._stays)
-        self._relay(response_bytes(head, connection=word, coding=coding), data, start)
-
-    def _relay(self, prefix: bytes, data: bytes, start: int) -> None:
-        reader = self._reader
-        if reader is None:
+        interim, rest = self._answer.read_head(data)
+        if interim:
+            self._client.write(interim)
+        head = self._answer.head
+        if head is None:
             return
+        if self._page is not None:
+            self._door.pool.answered(self._page, self._door.time() - self._sent_at)
+        self._kept = None
+        if head.status == 101:
+            self._open_tunnel(head, rest)
+        else:
+            self._begin_answer(head, rest)
+
+    def _begin_answer(self, head: ResponseHead, rest: bytes) -> None:
+        self._door.counters.responded(head.status)
+        self._answer.begin(head)
+        self._stays = self._keep() and not self._answer.ends_clients_connection
+        self._relay(self._answer.head_bytes(head, self._connection_word(keep=self._stays)), rest)
+
+    def _relay(self, prefix: bytes, data: bytes) -> None:
+        answer = self._answer
         try:
-            end = reader.feed(data, start) if start < len(data) else start
+            payload = answer.relay(data)
         except BadMessage:
             if prefix:
                 self._client.write(prefix)
             self._cut()
             return
-        payload = data[start:end] if self._decoding is None else self._decoding.take()
         if prefix or payload:
             self._client.write(prefix + payload if prefix else payload)
-        if reader.done:
-            self._complete(reuse=end == len(data))
+        if answer.done and answer.head is not None:
+            self._complete(answer.head, reuse=answer.exact)
 
-    def _open_tunnel(self, head: ResponseHead, data: bytes) -> None:
+    def _open_tunnel(self, head: ResponseHead, rest: bytes) -> None:
         if self._head.upgrade is None or not self.body.done:
-            raise BadMessage("it switches protocols without being asked to")
-        if self._page is not None:
-            self._door.pool.answered(self._page, self._door.time() - self._sent_at)
+            self.fail(502, "bad_gateway", "the replica switches protocols without being asked to")
+            return
         self._door.counters.responded(101)
-        self._response = head
         self.tunnel = True
-        self._kept, self._partial = None, b""
-        self._client.write(response_bytes(head, connection=b"Upgrade", coding=None) + data)
+        self._client.write(self._answer.head_bytes(head, b"Upgrade") + rest)
         self._client.update_reading()
 
     def _close_tunnel(self, *, reset: bool = False) -> None:
@@ -475,26 +472,24 @@ class Exchange:
 
     def _keep(self) -> bool:
         """Whether the client's connection can carry another request after this one."""
-        if not (self._head.keep_alive and self.body.done) or self._door.refusing:
-            return False
-        return not isinstance(self._reader, UntilCloseBody) and self._decoding is None
+        return self._head.keep_alive and self.body.done and not self._door.refusing
 
     def _connection_word(self, *, keep: bool) -> bytes:
         if not keep:
             return b"close"
         return b"" if self._head.minor else b"keep-alive"
 
-    def _complete(self, *, reuse: bool) -> None:
-        response = self._response
-        self._leave(reuse=reuse and self.body.done and response is not None and response.keep_alive)
+    def _complete(self, head: ResponseHead, *, reuse: bool) -> None:
+        self._leave(reuse=reuse and self.body.done and head.keep_alive)
         self._client.over(keep=self._stays)
 
     def _cut(self) -> None:
         self._leave(reuse=False)
-        self._client.cut(reset=self._decoding is not None or isinstance(self._reader, UntilCloseBody))
+        self._client.cut(reset=self._answer.ends_clients_connection)
 
     def _leave(self, *, reuse: bool) -> None:
-        """Let go of the replica, whatever the state; the second time nothing happens."""
+        """Let go of the queue and the replica, whatever the state; the second time nothing happens."""
+        self._door.hold.remove(self)
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None

@@ -31,6 +31,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _TEXT + rb
 _FIELD_LINES = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*+\r\n")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+(" + _TEXT + rb")\r\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*+;" + _TEXT + rb")?\r\n")
+_PLAIN_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _BLANK_LINES = re.compile(rb"(?:\r\n)*+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+;=:\[\]]*")
@@ -46,6 +47,9 @@ _RESPONSE_SPECIAL = frozenset(
 )
 _NOTHING: frozenset[bytes] = frozenset()
 _NOT_IN_TRAILERS = frozenset(b"host content-length transfer-encoding connection".split())
+
+_SIZE, _CHUNK_END, _TRAILER = range(3)
+"""The lines of a chunked body: one with a size, the empty one after a chunk's data, those after the last chunk."""
 
 
 class BadMessage(ValueError):
@@ -94,18 +98,18 @@ class ResponseHead:
     upgrade: bytes | None
 
 
-def head_end(data: bytes, scanned: int = 0) -> int:
-    """The offset just past the empty line that ends the head, or -1 while it has not come.
+def head_end(data: bytes, scanned: int = 0, start: int = 0) -> int:
+    """The offset just past the empty line that ends the head which begins at `start`, or -1 while it has not come.
 
     `scanned` says how far an earlier call has looked. Raises BadMessage on a bare line feed or a head too long.
     """
-    found = data.find(b"\r\n\r\n", max(0, scanned - 3))
-    if found >= 0 and found + 4 <= HEAD_LIMIT:
+    found = data.find(b"\r\n\r\n", max(start, scanned - 3))
+    if found >= 0 and found + 4 - start <= HEAD_LIMIT:
         return found + 4
-    if found < 0 and _BARE_LF.search(data, max(0, scanned - 1)):
+    if found < 0 and _BARE_LF.search(data, max(start, scanned - 1)):
         raise BadMessage("a line ends without a carriage return")
-    if found >= 0 or len(data) > HEAD_LIMIT:
-        raise _too_long(data)
+    if found >= 0 or len(data) - start > HEAD_LIMIT:
+        raise _too_long(data[start:])
     return -1
 
 
@@ -146,7 +150,7 @@ def parse_request_head(block: bytes) -> RequestHead:
     host = _host(special, minor)
     if not target.startswith(b"/"):
         target, host = _other_target(method, target, host)
-    named = _named(special)
+    named = _named(special) if b"connection" in special else _NOTHING
     return RequestHead(
         method,
         target,
@@ -157,7 +161,7 @@ def parse_request_head(block: bytes) -> RequestHead:
         named,
         _request_length(special, minor),
         _keeps_alive(named, minor),
-        _upgrade(special, named, minor),
+        _upgrade(special, named, minor) if b"upgrade" in special else None,
     )
 
 
@@ -168,26 +172,33 @@ def parse_response_head(block: bytes) -> ResponseHead:
         raise BadMessage("the status line is malformed", 502)
     minor = 1 if line[1] == b"1" else 0
     lines, special = _split_fields(block, line.end(), _RESPONSE_SPECIAL)
-    named = _named(special)
+    named = _named(special) if b"connection" in special else _NOTHING
     coding = b", ".join(special[b"transfer-encoding"]) if b"transfer-encoding" in special else None
     lengths = special.get(b"content-length")
     if lengths is not None and len(set(lengths)) > 1:
         raise BadMessage("the response has two lengths", 502)
-    chunked = coding is not None and coding.lower().rpartition(b",")[2].strip() == b"chunked"
+    chunked = coding is not None and _ends_chunked(coding)
     # A length beside a transfer coding means nothing, and such a sender is not trusted with a second request.
     confused = coding is not None and (bool(lengths) or minor == 0)
     return ResponseHead(
-        status=int(line[2]),
-        reason=line[3] or b"",
-        minor=minor,
-        lines=lines,
-        named=named,
-        length=_length(lengths[0], 502) if lengths and coding is None else None,
-        chunked=chunked,
-        coding=coding,
-        keep_alive=_keeps_alive(named, minor) and not confused,
-        upgrade=b", ".join(special[b"upgrade"]) if b"upgrade" in special else None,
+        int(line[2]),
+        line[3] or b"",
+        minor,
+        lines,
+        named,
+        _length(lengths[0], 502) if lengths and coding is None else None,
+        chunked,
+        coding,
+        _keeps_alive(named, minor) and not confused,
+        b", ".join(special[b"upgrade"]) if b"upgrade" in special else None,
     )
+
+
+def _ends_chunked(coding: bytes) -> bool:
+    codings = [one.strip(b" \t") for one in coding.lower().split(b",")]
+    if b"chunked" in codings[:-1]:  # some would look for chunks in this, and some not
+        raise BadMessage("the Transfer-Encoding is not understood", 502)
+    return codings[-1] == b"chunked"
 
 
 def _split_fields(
@@ -229,10 +240,8 @@ def _other_target(method: bytes, target: bytes, host: bytes | None) -> tuple[byt
 
 
 def _named(special: dict[bytes, list[bytes]]) -> frozenset[bytes]:
-    values = special.get(b"connection")
-    if values is None:
-        return _NOTHING
-    return frozenset(token.strip(b" \t") for token in b",".join(values).lower().split(b","))
+    tokens = b",".join(special[b"connection"]).lower().split(b",")
+    return frozenset(token.strip(b" \t") for token in tokens)
 
 
 def _keeps_alive(named: frozenset[bytes], minor: int) -> bool:
@@ -240,10 +249,9 @@ def _keeps_alive(named: frozenset[bytes], minor: int) -> bool:
 
 
 def _upgrade(special: dict[bytes, list[bytes]], named: frozenset[bytes], minor: int) -> bytes | None:
-    values = special.get(b"upgrade")
-    if values is None or minor == 0 or b"upgrade" not in named:
+    if minor == 0 or b"upgrade" not in named:
         return None
-    value = b", ".join(values)
+    value = b", ".join(special[b"upgrade"])
     # A tunnel of HTTP/2 would carry many requests past the counting of one.
     return None if b"h2c" in value.lower() else value
 
@@ -317,12 +325,12 @@ class UntilCloseBody:
 class ChunkedBody:
     """A chunked body with its trailers. With `decode`, the payload is collected for `take`."""
 
-    __slots__ = ("_left", "_line", "_on_line", "_payload", "_trailer_size", "done")
+    __slots__ = ("_expected", "_left", "_line", "_payload", "_trailer_size", "done")
 
     def __init__(self, *, decode: bool = False) -> None:
         self._left = 0
         self._line = b""
-        self._on_line = self._size_line
+        self._expected = _SIZE
         self._trailer_size = 0
         self._payload: list[bytes] | None = [] if decode else None
         self.done = False
@@ -337,14 +345,8 @@ class ChunkedBody:
                     self._payload.append(data[position:end])
                 self._left -= end - position
                 position = end
-                continue
-            newline = data.find(b"\n", position) + 1
-            if newline == 0:
-                self._store(data[position:])
-                return size
-            line, self._line = self._line + data[position:newline], b""
-            position = newline
-            self._on_line(line)
+            else:
+                position = self._whole_chunk(data, position) or self._part_of_line(data, position)
         return position
 
     def take(self) -> bytes:
@@ -352,25 +354,48 @@ class ChunkedBody:
         payload, self._payload = self._payload, []
         return b"".join(payload or ())
 
-    def _store(self, part: bytes) -> None:
-        self._line += part
-        limit = TRAILER_LIMIT if self._on_line == self._trailer_line else CHUNK_LINE_LIMIT
+    def _whole_chunk(self, data: bytes, position: int) -> int:
+        """The end of the chunk that begins here, or 0 when it is not plain and whole. Events nearly always are."""
+        if self._expected != _SIZE or self._line:
+            return 0
+        plain = _PLAIN_CHUNK_SIZE.match(data, position)
+        if plain is None:
+            return 0
+        begin = plain.end()
+        end = begin + int(plain[1], 16)
+        if end == begin or data[end : end + 2] != b"\r\n":
+            return 0
+        if self._payload is not None:
+            self._payload.append(data[begin:end])
+        return end + 2
+
+    def _part_of_line(self, data: bytes, position: int) -> int:
+        end = data.find(b"\n", position) + 1
+        if end:
+            line, self._line = self._line + data[position:end], b""
+            self._read_line(line)
+            return end
+        self._line += data[position:]
+        limit = TRAILER_LIMIT if self._expected == _TRAILER else CHUNK_LINE_LIMIT
         if len(self._line) > limit:
             raise BadMessage("a line of the chunked body is too long")
+        return len(data)
 
-    def _size_line(self, line: bytes) -> None:
-        size = _CHUNK_SIZE.fullmatch(line)
-        if size is None or len(line) > CHUNK_LINE_LIMIT:
-            raise BadMessage("a chunk size is malformed")
-        self._left = int(size[1], 16)
-        self._on_line = self._end_of_chunk if self._left else self._trailer_line
+    def _read_line(self, line: bytes) -> None:
+        if self._expected == _SIZE:
+            size = _CHUNK_SIZE.fullmatch(line)
+            if size is None or len(line) > CHUNK_LINE_LIMIT:
+                raise BadMessage("a chunk size is malformed")
+            self._left = int(size[1], 16)
+            self._expected = _CHUNK_END if self._left else _TRAILER
+        elif self._expected == _CHUNK_END:
+            if line != b"\r\n":
+                raise BadMessage("a chunk is longer than its size")
+            self._expected = _SIZE
+        else:
+            self._read_trailer(line)
 
-    def _end_of_chunk(self, line: bytes) -> None:
-        if line != b"\r\n":
-            raise BadMessage("a chunk is longer than its size")
-        self._on_line = self._size_line
-
-    def _trailer_line(self, line: bytes) -> None:
+    def _read_trailer(self, line: bytes) -> None:
         if line == b"\r\n":
             self.done = True
             return

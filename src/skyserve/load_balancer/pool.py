@@ -42,6 +42,7 @@ class Upstream(Generic[Conn]):
     """The door's page on one replica. Policies read it; only the pool writes it."""
 
     __slots__ = (
+        "accepted_at",
         "address",
         "draining",
         "ejected_until",
@@ -49,6 +50,7 @@ class Upstream(Generic[Conn]):
         "ewma_s",
         "idle",
         "in_flight",
+        "refuses",
         "removed",
         "replica_id",
         "strikes",
@@ -65,6 +67,7 @@ class Upstream(Generic[Conn]):
         self.removed = False
         self.in_flight = 0
         self.ewma_s = 0.0
+        self.accepted_at = float("-inf")
         self.idle: list[Conn] = []
         self.forgive()
 
@@ -72,6 +75,7 @@ class Upstream(Generic[Conn]):
         """Forget what was held against it."""
         self.strikes = 0
         self.suspect = False
+        self.refuses = False
         self.ejection_s = 0.0
         self.ejected_until = 0.0
         self.trial = False
@@ -84,6 +88,10 @@ class Upstream(Generic[Conn]):
     def usable(self, now: float) -> bool:
         """Not ejected, or due for its one trial."""
         return not self.ejected_until or (now >= self.ejected_until and not self.trial)
+
+    def reachable(self, now: float) -> bool:
+        """Not known to refuse connections, or due for its trial."""
+        return not self.refuses or self.usable(now)
 
 
 class Pool(Generic[Conn]):
@@ -114,11 +122,21 @@ class Pool(Generic[Conn]):
         self._routable = tuple(self._pages[id_] for id_ in sorted(listed) if not self._pages[id_].draining)
         self._count_ejected()
 
+    def page(self, replica_id: int) -> Upstream[Conn] | None:
+        """The page of a replica that is listed, or still has requests."""
+        return self._pages.get(replica_id)
+
     def candidates(self, now: float, tried: Collection[int]) -> Sequence[Upstream[Conn]]:
-        """The replicas that may take a request which has been on `tried`."""
+        """The replicas that may take a request which has been on `tried`.
+
+        Those that are ejected only because they drop requests are among them when there is no other: to wait for one
+        that is there would be in vain.
+        """
         if not self._ejected and not tried:
             return self._routable
-        return [page for page in self._routable if page.replica_id not in tried and page.usable(now)]
+        untried = self.last_resort(tried)
+        usable = [page for page in untried if page.usable(now)]
+        return usable or [page for page in untried if page.reachable(now)]
 
     def last_resort(self, tried: Collection[int]) -> Sequence[Upstream[Conn]]:
         """Those too that are ejected: better than nothing."""
@@ -138,8 +156,10 @@ class Pool(Generic[Conn]):
             self._forget_if_gone(page)
             self._on_news()
 
-    def connected(self, page: Upstream[Conn]) -> None:
+    def connected(self, page: Upstream[Conn], now: float) -> None:
         """It accepted a connection, so it no longer refuses. What it left unanswered is not forgotten."""
+        page.accepted_at = now
+        page.refuses = False
         if page.suspect and page.strikes < STRIKES:
             strikes = page.strikes
             self._forgive(page)
@@ -153,6 +173,7 @@ class Pool(Generic[Conn]):
 
     def refused(self, page: Upstream[Conn], now: float) -> None:
         """It refused a connection or could not be reached."""
+        page.refuses = True
         self._suspect(page)
         self._eject(page, now)
 
@@ -163,16 +184,11 @@ class Pool(Generic[Conn]):
         if page.strikes >= STRIKES:
             self._eject(page, now)
 
-    def take_idle(self, page: Upstream[Conn], now: float) -> Conn | None:
-        """The connection used last, if it is still young enough."""
-        if not page.idle:
+    def take_idle(self, page: Upstream[Conn], now: float, limit_s: float = IDLE_LIMIT_S) -> Conn | None:
+        """The connection used last, if that is less than `limit_s` ago. The older ones are closed in time."""
+        if not page.idle or now - page.idle[-1].idle_since >= limit_s:
             return None
-        connection = page.idle.pop()
-        if now - connection.idle_since < IDLE_LIMIT_S:
-            return connection
-        connection.close()
-        self._drop_idle(page)  # the rest is older still
-        return None
+        return page.idle.pop()
 
     def put_idle(self, page: Upstream[Conn], connection: Conn, now: float) -> None:
         """Keep a connection for the next request."""

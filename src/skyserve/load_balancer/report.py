@@ -51,6 +51,8 @@ class Counters:
 
     def _slide(self, now: float) -> None:
         second = int(now - self._started_at)
+        if second == self._last:
+            return
         for skipped in range(max(self._last + 1, second - WINDOW_S), second + 1):
             self._buckets[skipped % len(self._buckets)] = 0
         self._last = max(self._last, second)

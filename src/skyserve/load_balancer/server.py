@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 import struct
+from itertools import islice
 from typing import cast
 
 from skyserve.load_balancer.door import Door
@@ -30,20 +31,33 @@ BACKLOG = 2048
 AHEAD_LIMIT = 64 * 1024
 """Bytes of following requests that are read while one is answered."""
 
-IDLE_S = 120.0
-"""How long a client may keep a connection without a request."""
-
-HEAD_S = 30.0
-"""How long a client may take for a request head, from its first byte."""
-
-LINGER_S = 2.0
-"""How long what a client still sends is thrown away, so that it can read the answer it did not wait for."""
+OLDEST = 64
+"""Connections that are looked at for an idle one when there are too many."""
 
 SWEEP_S = 0.25
 
 _RESET = struct.pack("ii", 1, 0)
 _POLL_GONE = getattr(select, "POLLRDHUP", 0)
 _ERROR_CODES = {414: "uri_too_long", 431: "head_too_large", 405: "method_not_allowed", 505: "http_version"}
+
+
+class Clients(dict["ClientConnection", None]):
+    """The client connections that are open, oldest first, and `most` of them."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def admit(self, client: ClientConnection) -> bool:
+        """Take in one more. When that is too many, an old one without a request has to go; False when none is found."""
+        if len(self) >= self._most:
+            idle = next((old for old in islice(self, OLDEST) if old.exchange is None), None)
+            if idle is None:
+                return False
+            idle.end(now=True)
+            self.pop(idle, None)
+        self[client] = None
+        return True
 
 
 class ClientConnection(asyncio.Protocol):
@@ -55,18 +69,21 @@ class ClientConnection(asyncio.Protocol):
         "_deadline_at",
         "_door",
         "_head_started",
+        "_heard_at",
         "_others",
         "_paused",
         "_scanned",
         "_serving",
         "_transport",
+        "_unsent",
+        "_unsent_at",
         "exchange",
         "peer",
         "scheme",
         "write_paused",
     )
 
-    def __init__(self, door: Door, others: set[ClientConnection], scheme: bytes) -> None:
+    def __init__(self, door: Door, others: Clients, scheme: bytes) -> None:
         self._door = door
         self._others = others
         self.scheme = scheme
@@ -79,7 +96,10 @@ class ClientConnection(asyncio.Protocol):
         self._serving = False
         self._closing = False
         self._paused = False
-        self._deadline_at = door.time() + IDLE_S
+        self._heard_at = door.time()
+        self._deadline_at = self._heard_at + door.limits.idle_s
+        self._unsent = 0
+        self._unsent_at = 0.0
 
     # ---- asyncio --------------------------------------------------------------------------------------------------
 
@@ -90,7 +110,9 @@ class ClientConnection(asyncio.Protocol):
         address = transport.get_extra_info("peername")
         if address:
             self.peer = str(address[0]).encode()
-        self._others.add(self)
+        if not self._others.admit(self):
+            self._reject(503, "too_many_connections", "too many clients are connected")
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
@@ -102,6 +124,7 @@ class ClientConnection(asyncio.Protocol):
             self._serve()
             return
         if exchange.tunnel or not exchange.body.done:
+            self._heard_at = self._door.time()
             used = self._feed(exchange, data, 0)
             if used == len(data):
                 return
@@ -123,7 +146,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         self._closing = True
-        self._others.discard(self)
+        self._others.pop(self, None)
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.client_gone()
@@ -139,6 +162,8 @@ class ClientConnection(asyncio.Protocol):
         self.write_paused = False
         if self.exchange is not None:
             self.exchange.client_full()
+        elif not self._closing:
+            self._serve()
 
     # ---- for the exchange (see forward.Client) --------------------------------------------------------------------
 
@@ -154,7 +179,7 @@ class ClientConnection(asyncio.Protocol):
     def over(self, *, keep: bool) -> None:
         """See Client."""
         exchange, self.exchange = self.exchange, None
-        self._deadline_at = self._door.time() + IDLE_S
+        self._deadline_at = self._door.time() + self._door.limits.idle_s
         if keep:
             self._serve()
         elif exchange is not None and (self._ahead or not exchange.body.done):
@@ -181,7 +206,10 @@ class ClientConnection(asyncio.Protocol):
         if exchange is not None and exchange.tunnel and self._ahead:
             ahead, self._ahead = self._ahead, b""
             exchange.feed(ahead, 0)
-        pause = exchange is not None and (exchange.choked or len(self._ahead) > AHEAD_LIMIT)
+        if exchange is None:  # not the next request while the client does not take the last answers
+            pause = self.write_paused and not self._closing
+        else:
+            pause = exchange.choked or len(self._ahead) > AHEAD_LIMIT
         if pause == self._paused or self._transport.is_closing():
             return
         self._paused = pause
@@ -196,11 +224,14 @@ class ClientConnection(asyncio.Protocol):
         if self._serving:  # an answer that needed no waiting: the loop below goes on
             return
         self._serving = True
-        while self._ahead and self.exchange is None and not self._closing and self._next_request():
+        while self._ahead and self._free() and self._next_request():
             pass
         self._serving = False
-        if self._paused:
+        if self._paused or self.write_paused:
             self.update_reading()
+
+    def _free(self) -> bool:
+        return self.exchange is None and not (self._closing or self.write_paused)
 
     def _next_request(self) -> bool:
         """Take the next request out of what has been read; False when it is not whole or not clear."""
@@ -219,8 +250,10 @@ class ClientConnection(asyncio.Protocol):
         self._scanned, self._head_started = 0, False
         self._ahead = b""
         exchange = self.exchange = Exchange(self._door, self, head)
-        if not exchange.body.done and end < len(data):
-            end = self._feed(exchange, data, end)
+        if not exchange.body.done:
+            self._heard_at = self._door.time()
+            if end < len(data):
+                end = self._feed(exchange, data, end)
         if not self._closing:
             self._ahead = data[end:]
             exchange.start()
@@ -232,7 +265,7 @@ class ClientConnection(asyncio.Protocol):
             self._scanned = len(data)
             if not self._head_started:
                 self._head_started = True
-                self._deadline_at = self._door.time() + HEAD_S
+                self._deadline_at = self._door.time() + self._door.limits.head_s
         return False
 
     def _feed(self, exchange: Exchange, data: bytes, start: int) -> int:
@@ -251,7 +284,7 @@ class ClientConnection(asyncio.Protocol):
         """Close, but only after the client had a chance to read: closing on unread bytes would destroy the answer."""
         self._closing = True
         self._ahead = b""
-        self._deadline_at = self._door.time() + LINGER_S
+        self._deadline_at = self._door.time() + self._door.limits.linger_s
         self.half_close()
         if self._paused:
             self.update_reading()
@@ -267,9 +300,14 @@ class ClientConnection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """See to deadlines."""
-        if self.exchange is not None:
-            self.exchange.check(now)
-        elif now < self._deadline_at or self._transport.get_write_buffer_size():
+        if self._takes_nothing(now):
+            self._vanish()
+        elif self.exchange is not None:
+            if self._sends_nothing(self.exchange, now):
+                self.exchange.body_stalled()
+            else:
+                self.exchange.check(now)
+        elif now < self._deadline_at or self._unsent:
             return
         elif self._closing:
             self._transport.abort()
@@ -278,6 +316,20 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._closing = True
             self._transport.close()
+
+    def _takes_nothing(self, now: float) -> bool:
+        """Whether nothing has gone out for too long of what waits for the client."""
+        unsent = self._transport.get_write_buffer_size()
+        if not unsent or unsent != self._unsent:
+            self._unsent, self._unsent_at = unsent, now
+            return False
+        return now - self._unsent_at >= self._door.limits.stall_s
+
+    def _sends_nothing(self, exchange: Exchange, now: float) -> bool:
+        """Whether a body that is wanted has not come on for too long."""
+        if exchange.body.done or exchange.tunnel or self._paused:
+            self._heard_at = now
+        return now - self._heard_at >= self._door.limits.stall_s
 
     @property
     def unheard(self) -> int | None:
@@ -292,7 +344,7 @@ class ClientConnection(asyncio.Protocol):
         self._vanish()
 
     def end(self, *, now: bool) -> None:
-        """The process stops: close when idle, or in any case and at once."""
+        """Close when idle, or in any case and at once."""
         if now:
             self._transport.abort()
         elif self.exchange is None and not self._closing:
@@ -303,9 +355,9 @@ class ClientConnection(asyncio.Protocol):
 class Server:
     """Accepts clients, sweeps, stops."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, most_clients: int = 10_000) -> None:
         self._door = door
-        self._clients: set[ClientConnection] = set()
+        self._clients = Clients(most_clients)
         self._listening: asyncio.Server | None = None
         self._stop_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None

@@ -6,13 +6,11 @@ It knows its socket and whose turn it is. It must not know HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import Protocol, cast
 
 from skyserve.load_balancer.pool import Pool, Upstream
-
-CONNECT_TIMEOUT_S = 3.0
-"""A replica that does not accept a connection in this time counts as unreachable."""
 
 WRITE_BUFFER = 256 * 1024
 """Bytes that may wait for a slow reader before the other side is no longer read."""
@@ -78,6 +76,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
+        if self.carried is not None and exc is not None:
+            self._hear_last_words(self.carried)
         if self.carried is not None:
             self.carried.upstream_lost(clean=self._eof and exc is None)
         else:
@@ -118,16 +118,26 @@ class UpstreamConnection(asyncio.Protocol):
         """See Closable."""
         self.transport.abort()
 
+    def _hear_last_words(self, carried: Carried) -> None:
+        """Read what the kernel still has. A replica that answers early and closes makes our next write fail, and the
+        loop then gives the connection up with the answer unread."""
+        sock = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError), socket.fromfd(sock.fileno(), sock.family, sock.type) as copy:
+            while self.carried is carried and (words := copy.recv(WRITE_BUFFER, socket.MSG_DONTWAIT)):
+                carried.upstream_data(words)
+
     def _retire(self) -> None:
         self.pool.lost_idle(self.page, self)
         self.transport.abort()
 
 
-async def connect(pool: Pool[UpstreamConnection], page: Upstream[UpstreamConnection]) -> UpstreamConnection:
-    """A new connection to a replica. Raises OSError when it refuses or cannot be reached."""
+async def connect(
+    pool: Pool[UpstreamConnection], page: Upstream[UpstreamConnection], timeout_s: float
+) -> UpstreamConnection:
+    """A new connection to a replica. Raises OSError when it refuses or cannot be reached within `timeout_s`."""
     host, _, port = page.address.rpartition(":")
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+    async with asyncio.timeout(timeout_s):
         _, connection = await loop.create_connection(
             lambda: UpstreamConnection(pool, page), host.strip("[]"), int(port)
         )

@@ -1,0 +1,122 @@
+"""The load generator of this benchmark.
+
+    python load.py PORT post CONNECTIONS SECONDS
+    python load.py PORT stream STREAMS SECONDS RATE
+
+Prints one JSON line: `done` (requests or events), `bad` (answers or streams that are not as they should be), and
+`p50_us`, the median of the request latencies or of the events' delays from origin to here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+
+import uvloop
+
+BODY = b'{"prompt":"' + b"x" * 1010 + b'"}\n'
+POST = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: application/json\r\nUser-Agent: benchmark/1\r\n"
+    b"Authorization: Bearer 0123456789abcdef0123456789abcdef\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+)
+ANSWER_SIZE = 1024
+EVENT_MARK = b"data: "
+
+
+class Poster(asyncio.Protocol):
+    """Sends the next request when the answer to the last one is whole."""
+
+    def __init__(self, until_ns: int) -> None:
+        self._until_ns = until_ns
+        self.latencies_ns: list[int] = []
+        self.bad = 0
+        self.done = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._send()
+
+    def _send(self) -> None:
+        self._data = b""
+        self._sent_ns = time.monotonic_ns()
+        self._transport.write(POST)
+
+    def data_received(self, data: bytes) -> None:
+        self._data = self._data + data if self._data else data
+        head = self._data.find(b"\r\n\r\n")
+        if head < 0 or len(self._data) < head + 4 + ANSWER_SIZE:
+            return
+        now = time.monotonic_ns()
+        self.latencies_ns.append(now - self._sent_ns)
+        self.bad += not self._data.startswith(b"HTTP/1.1 200")
+        if now < self._until_ns:
+            self._send()
+        else:
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.bad += time.monotonic_ns() < self._until_ns
+        self.done.set_result(None)
+
+
+class Listener(asyncio.Protocol):
+    """Reads one stream of events and how long each was on its way."""
+
+    def __init__(self, request: bytes, events: int) -> None:
+        self._request = request
+        self._events = events
+        self._rest = b""
+        self.latencies_ns: list[int] = []
+        self.bad = 0
+        self.done = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        data = self._rest + data
+        position = data.find(EVENT_MARK)
+        while position >= 0 and position + 26 <= len(data):
+            self.latencies_ns.append(now - int(data[position + 6 : position + 26]))
+            position = data.find(EVENT_MARK, position + 26)
+        self._rest = data[-30:] if position < 0 else data[position:]
+        if position < 0 and EVENT_MARK in self._rest:
+            self._rest = self._rest[self._rest.index(EVENT_MARK) + 6 :]
+        if data.endswith(b"\r\n0\r\n\r\n"):
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.bad = int(len(self.latencies_ns) != self._events)
+        self.done.set_result(None)
+
+
+async def run(port: int, kind: str, count: int, seconds: float, rate: float) -> None:
+    """One pass."""
+    loop = asyncio.get_running_loop()
+    events = int(seconds * rate)
+    request = b"GET /%d/%d HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n" % (events, rate)
+    until_ns = time.monotonic_ns() + int(seconds * 1e9)
+    made: list[Poster | Listener] = []
+    for _ in range(count):
+        make = (lambda: Poster(until_ns)) if kind == "post" else (lambda: Listener(request, events))
+        _, protocol = await loop.create_connection(make, "127.0.0.1", port)
+        made.append(protocol)
+    await asyncio.wait_for(asyncio.gather(*(one.done for one in made)), seconds * 3 + 10)
+    latencies = [latency for one in made for latency in one.latencies_ns]
+    found = {
+        "done": len(latencies),
+        "bad": sum(one.bad for one in made),
+        "p50_us": statistics.median(latencies or [0]) / 1e3,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _, port, kind, count, seconds, *rest = sys.argv
+    uvloop.run(run(int(port), kind, int(count), float(seconds), float(rest[0]) if rest else 0.0))
