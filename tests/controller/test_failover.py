@@ -11,7 +11,7 @@ from tests.controller.rig import Rig, rig
 
 from skyserve.clock import VirtualClock
 from skyserve.decide.health import FIRST_WAIT_S
-from skyserve.model.decision import Launch, Plan
+from skyserve.model.decision import Launch, Plan, ReasonCode
 from skyserve.model.health import CooldownKind
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import Accelerator, ResourceChoice, Resources
@@ -64,6 +64,10 @@ def test_each_step_of_a_failover_is_taken_at_once_and_explained(tmp_path: Path) 
             refused = [why for _, why in launch.because.rejected if why.startswith("cooling down until")]
             assert len(refused) == number
             assert all("after no capacity: no capacity in first/" in why for why in refused)
+        refused = [n.because for plan in r.plans for n in plan.notes if n.because.code is ReasonCode.LAUNCH_REFUSED]
+        assert [x.text.partition(":")[0] for x in refused] == [
+            x.pool.partition(":")[0] for x in (CHEAPEST, OTHER_SHAPE, OTHER_REGION)
+        ]
         await r.until_ready(1)
         await r.close()
 

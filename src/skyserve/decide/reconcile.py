@@ -44,8 +44,12 @@ def _advance(draft: Draft) -> None:
         if after is None:
             draft.drop(replica)
             draft.notes.append(Note(replica.id, Reason(ReasonCode.FORGOTTEN, "nothing of it is left")))
-        else:
-            draft.put(after)
+            continue
+        draft.put(after)
+        if replica.offering is not None and after.offering is None:
+            facts: dict[str, float | int | str] = {"attempt": replica.attempt}
+            refused = Reason(ReasonCode.LAUNCH_REFUSED, f"{replica.offering.pool}: {after.detail}", facts)
+            draft.notes.append(Note(replica.id, refused))
     if draft.o.wanted:
         relabelled, notes = rollout.relabel(draft.o, draft.replicas)
         draft.replicas = list(relabelled)
