@@ -114,21 +114,17 @@ def test_an_engine_that_ignores_sigterm_is_gone_after_down_with_its_grandchildre
 
 
 def test_an_endpoint_port_in_use_is_passed_over(sky: Sky) -> None:
-    taken = []
-    try:
-        for port in (30001, 30002):
-            listener = socket.socket()
+    with contextlib.ExitStack() as listeners:
+        taken = set()
+        for port in range(30001, 30006):
+            listener = listeners.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+            with contextlib.suppress(OSError):  # another program's, and just as good
                 listener.bind(("127.0.0.1", port))
                 listener.listen()
-            except OSError:
-                pass
-            taken.append(listener)
-        assert int(sky.up("chat", 1).rpartition(":")[2]) > 30002
-    finally:
-        for listener in taken:
-            listener.close()
+                taken.add(port)
+        assert taken
+        assert int(sky.up("chat", 1).rpartition(":")[2]) not in taken
 
 
 def test_a_machine_too_small_is_refused_with_the_reason(sky: Sky) -> None:
