@@ -151,11 +151,6 @@ def _service_routes(app: FastAPI, supervisor: Supervisor) -> None:
         lines = [to_json(line) for line in decision_views(entries, replica)]
         return JSONResponse({"decisions": lines[-limit:] if limit else lines})
 
-    @app.get("/v1/services/{name}/log")
-    async def raw_log(name: str, after: Count = 0, limit: Count = 100) -> JSONResponse:
-        entries = await supervisor.store.decisions(name, after=after, limit=limit)
-        return JSONResponse({"decisions": [to_json(entry) for entry in entries]})
-
     @app.get("/v1/services/{name}/logs")
     async def output(
         name: str,

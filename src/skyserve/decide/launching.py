@@ -63,16 +63,19 @@ def _token(o: Observation, replica_id: int, attempt: int) -> str:
 
 def place_pending(draft: Draft, because: Reason) -> None:
     """Give each pending replica an offering and ask for it; ask again where an answer never came."""
-    for replica in [r for r in draft.replicas if r.status is ReplicaStatus.PENDING]:
+    o = draft.o
+    pending = [r for r in draft.replicas if r.status is ReplicaStatus.PENDING]
+    if pending:  # one choice serves them all: nothing it rests on changes within a step
+        choice = optimize.choose(optimize.rank(o.offerings, o.specs[o.latest_version]), draft.health, o.now)
+    for replica in pending:
         if replica.offering is None:
-            _place(draft, replica, because)
-        elif replica.token not in draft.o.in_flight:
+            _place(draft, replica, because, choice)
+        elif replica.token not in o.in_flight:
             _ask_again(draft, replica)
 
 
-def _place(draft: Draft, replica: Replica, because: Reason) -> None:
+def _place(draft: Draft, replica: Replica, because: Reason, choice: optimize.Choice) -> None:
     o = draft.o
-    choice = optimize.choose(optimize.rank(o.offerings, o.specs[o.latest_version]), draft.health, o.now)
     if choice.offering is None:
         _wait_for_place(draft, replica, choice)
         return
