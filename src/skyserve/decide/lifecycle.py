@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from skyserve.model.decision import Note, Observation, Reason, ReasonCode
 from skyserve.model.evidence import Instance, InstanceState, Listing, Outcome, OutcomeKind, ProbeResult
-from skyserve.model.replica import TRANSITIONS, Failure, Replica, ReplicaStatus
+from skyserve.model.replica import ALIVE, TRANSITIONS, Failure, Replica, ReplicaStatus
 from skyserve.model.service import ReadinessProbe
 
 LAUNCH_GRACE_S = 60.0
@@ -16,6 +16,9 @@ UNCLEAR_LAUNCH_RETRY_S = 2.0
 """Pause before a launch that got no clear answer is asked for again, with the same token."""
 UNCLEAR_LAUNCH_PATIENCE_S = 60.0
 """How long it is asked for again before another offering is tried. Should it turn up after all, it is an orphan."""
+BOOT_PATIENCE_S = 1800.0
+"""How long a machine may take from its acceptance to the start of setup: bare metal with many GPUs takes a while, but
+one that never comes up costs money."""
 CLEANUP_PATIENCE_S = 600.0
 """How long an instance may take to disappear once its end was ordered, before people are told."""
 
@@ -72,6 +75,8 @@ def advance(replica: Replica, seen: Evidence, now: float) -> tuple[Replica | Non
         after = _STEPS[current.status](current, seen, now)
         if after is None:
             return None, tuple(notes)
+        if seen.instance is not None and after.status in ALIVE:
+            after = replace(after, reclaim_at=seen.instance.reclaim_at)
         if after.status is current.status:
             return after, tuple(notes)
         if after.status not in TRANSITIONS[current.status]:
@@ -129,7 +134,15 @@ def _provisioning(replica: Replica, seen: Evidence, now: float) -> Replica:
     replica = replace(replica, instance_id=seen.instance.id)
     if seen.instance.state in (InstanceState.SETUP, InstanceState.RUNNING):
         return replace(move(replica, _S.STARTING, now), setup_started_at=seen.instance.setup_started_at)
+    if now >= boot_deadline(replica):
+        text = f"the machine did not come up within {BOOT_PATIENCE_S:g}s; {seen.instance.detail or 'no more is known'}"
+        return fail(replica, Failure.LAUNCH, now, text)
     return replica
+
+
+def boot_deadline(replica: Replica) -> float:
+    """When the machine of a replica that is being provisioned must have begun its setup, Unix seconds."""
+    return (replica.accepted_at or replica.status_since_at) + BOOT_PATIENCE_S
 
 
 def _starting(replica: Replica, seen: Evidence, now: float) -> Replica:
@@ -228,6 +241,8 @@ def _gone(replica: Replica, seen: Evidence, now: float) -> Replica | None:
 def _ended(replica: Replica, instance: Instance, now: float) -> Replica | None:
     if instance.state is InstanceState.PREEMPTED:
         return fail(replica, Failure.PREEMPTED, now, instance.detail or "the provider took the machine back")
+    if instance.state is InstanceState.STOPPED:
+        return fail(replica, Failure.LOST, now, instance.detail or "the machine was stopped, and not by us")
     if instance.state in (InstanceState.EXITED, InstanceState.STOPPING):
         return fail(replica, Failure.APP_EXIT, now, _exit_text(instance))
     return None

@@ -119,6 +119,12 @@ def _within_limit(offering: Offering, choice: ResourceChoice) -> bool:
     return not limits or any(limit is None or offering.price_per_hour <= limit for limit in limits)
 
 
+def asked_for(offering: Offering, choice: ResourceChoice) -> Resources:
+    """The alternative that an offering answers; the first one where it answers none."""
+    index = _alternative(offering, choice)
+    return choice.alternatives[index if index < len(choice.alternatives) else 0]
+
+
 def _alternative(offering: Offering, choice: ResourceChoice) -> int:
     """The first alternative that an offering belongs to; one that fits none stands last."""
     places = (i for i, resources in enumerate(choice.alternatives) if _fits(offering, resources))

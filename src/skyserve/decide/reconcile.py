@@ -26,6 +26,7 @@ def decide(o: Observation) -> Plan:
     _learn(draft)
     _aim(draft)
     removal.on_request(draft)
+    removal.on_notice(draft)
     if o.wanted:
         _follow_target(draft)
     else:
@@ -110,7 +111,9 @@ def _deadlines(draft: Draft) -> list[float]:
     instants: list[float] = []
     for replica in draft.replicas:
         probe = draft.o.specs[replica.version].readiness_probe
-        if replica.status is ReplicaStatus.STARTING:
+        if replica.status is ReplicaStatus.PROVISIONING:
+            instants.append(lifecycle.boot_deadline(replica))
+        elif replica.status is ReplicaStatus.STARTING:
             instants.append(lifecycle.initial_deadline(replica, probe))
         elif replica.status is ReplicaStatus.NOT_READY:
             instants.append(lifecycle.probing_deadline(replica, probe))

@@ -15,6 +15,8 @@ DRAIN_S = 120.0
 """How long a replica that is replaced or no longer needed may finish what it has."""
 DOWN_DRAIN_S = 30.0
 """The same when the whole service goes down."""
+LAST_DRAIN_S = 20.0
+"""How long before its machine is taken back the only ready replica stops to get new requests."""
 KEEP_FAILED = 3
 """How many failed replicas keep their rows, for people to look at."""
 KEEP_FAILED_S = 3600.0
@@ -37,6 +39,26 @@ def let_go(draft: Draft, replica: Replica, because: Reason, *, grace_s: float = 
     else:
         draft.put(lifecycle.move(removed, ReplicaStatus.SHUTTING_DOWN, o.now, because.text))
         draft.notes.append(Note(replica.id, because))
+
+
+def on_notice(draft: Draft) -> None:
+    """Empty the machines that their providers are about to take back, before they are gone.
+
+    One that still serves goes on until another replica is ready, or until the last moment: an answer from it is worth
+    more than a place in the queue.
+    """
+    ready = [r for r in draft.replicas if r.status is ReplicaStatus.READY and r.counts]
+    for replica in [r for r in draft.replicas if r.status in ALIVE and r.reclaim_at is not None]:
+        reclaim_at = replica.reclaim_at or 0.0
+        left_s = max(0.0, reclaim_at - draft.o.now)
+        code, facts = ReasonCode.INTERRUPTION_NOTICE, {"reclaim_at": reclaim_at}
+        if replica.status is ReplicaStatus.READY and not ready and left_s > LAST_DRAIN_S:
+            draft.wake.append(reclaim_at - LAST_DRAIN_S)
+            text = f"replica {replica.id} serves on until its machine is taken back, as no other is ready"
+            draft.waiting.append(Reason(code, text, facts))
+        else:
+            because = Reason(code, f"its machine will be taken back in {left_s:.0f}s", facts)
+            let_go(draft, replica, because, grace_s=left_s)
 
 
 def on_request(draft: Draft) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from skyserve.model.decision import Note, Observation, Reason, ReasonCode
-from skyserve.model.replica import ALIVE, COMING, Replica, ReplicaStatus
+from skyserve.model.replica import ALIVE, COMING, LEAVING, Replica, ReplicaStatus
 from skyserve.model.service import UpdateMode
 
 _REMOVAL_ORDER = (
@@ -46,7 +46,7 @@ def relabel(o: Observation, replicas: Sequence[Replica]) -> tuple[tuple[Replica,
 
 def split(o: Observation, replicas: Sequence[Replica], target: int) -> Split:
     """Compare what is alive with the target."""
-    alive = [r for r in replicas if r.status in ALIVE]
+    alive = [r for r in replicas if r.counts]
     new = [r for r in alive if r.version == o.latest_version]
     old = [r for r in alive if r.version != o.latest_version]
     surplus = _removal_order(new)[: max(0, len(new) - target)]
@@ -114,6 +114,13 @@ def _why_launch(
     alive = sum(r.offering is not None for r in new)
     facts: dict[str, float | int | str] = {"target": target, "alive": alive, "version": o.latest_version}
     text = f"{target} wanted, {alive} alive"
+    going = ALIVE | LEAVING
+    taken = [r for r in replicas if r.reclaim_at and r.status in going and r.version == o.latest_version]
+    if taken:
+        last = max(taken, key=lambda r: r.id)
+        facts["replaces"] = last.id
+        text += f"; the machine of replica {last.id} is being taken back"
+        return Reason(ReasonCode.REPLACE_INTERRUPTED, text, facts)
     if old:
         facts["old"] = len(old)
         return Reason(ReasonCode.NEW_VERSION, f"{text} of version {o.latest_version}, {len(old)} of older ones", facts)

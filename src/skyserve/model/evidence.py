@@ -14,6 +14,7 @@ class InstanceState(Enum):
     SETUP = "SETUP"
     RUNNING = "RUNNING"
     STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
     EXITED = "EXITED"
     PREEMPTED = "PREEMPTED"
 
@@ -23,7 +24,8 @@ class Instance:
     """One thing that carries our tag. `address` is `host:port` of the application, known at RUNNING at the latest.
 
     `service` is the tag `name-uid` of the service it was launched for. `exit_code` and `detail` (the last log lines)
-    belong to EXITED. `failed_phase` is `setup` or `run`.
+    belong to EXITED. `failed_phase` is `setup` or `run`. `reclaim_at` is set once the provider has announced that it
+    will take the machine back, and says when.
     """
 
     id: str
@@ -36,6 +38,7 @@ class Instance:
     exit_code: int | None = None
     failed_phase: str | None = None
     detail: str = ""
+    reclaim_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,8 @@ class Replica:
     `drain_revision` is the revision that was observed when draining was decided: a door that obeys a later table sends
     it no more requests. `retry_at` is when a launch that got no clear answer is asked for again.
     `removal` is the code of the reason for which it is being removed.
+    `reclaim_at` is when its provider will take the machine back, once that was announced: it serves on as long as
+    nobody else can, but counts no more.
     `detail` is a short human text: the last log lines of a failure, or what a pending replica waits for.
     `cleaned` says that a failed replica's machine is known to be gone.
     """
@@ -93,9 +95,15 @@ class Replica:
     drain_revision: int | None = None
     retry_at: float | None = None
     removal: str | None = None
+    reclaim_at: float | None = None
     failure: Failure | None = None
     detail: str = ""
     cleaned: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts towards the target: alive, and not about to be taken back."""
+        return self.status in ALIVE and self.reclaim_at is None
 
     @property
     def first_line(self) -> str:
