@@ -18,26 +18,35 @@ class Config:
     """Settings of one installation.
 
     `home` holds all state (0700). `inherited_env` is what local replicas get of the environment the controller was
-    started in: everything but SkyServe's own settings.
+    started in: everything but SkyServe's own settings. `public_addresses` are the CIDR ranges from which the door and
+    the controller reach machines elsewhere; empty means: to be found out.
     """
 
     home: Path
     endpoint_host: str = "127.0.0.1"
+    public_addresses: tuple[str, ...] = ()
     idle_exit_s: float = 600.0
     debug: bool = False
     inherited_env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Config:
-        """Read the environment: SKYSERVE_HOME, SKYSERVE_IDLE_EXIT_S, SKYSERVE_DEBUG."""
+        """Read the environment: SKYSERVE_HOME, SKYSERVE_IDLE_EXIT_S, SKYSERVE_DEBUG, SKYSERVE_PUBLIC_ADDRESS."""
         env = os.environ if environ is None else environ
         home = env.get("SKYSERVE_HOME")
         return cls(
             home=Path(home).expanduser().resolve() if home else _default_home(),
             idle_exit_s=float(env.get("SKYSERVE_IDLE_EXIT_S", "600")),
+            public_addresses=_cidrs(env.get("SKYSERVE_PUBLIC_ADDRESS", "")),
             debug=env.get("SKYSERVE_DEBUG", "") not in ("", "0"),
             inherited_env={key: value for key, value in env.items() if not key.startswith(("SKYSERVE_", "SKYPILOT_"))},
         )
+
+    @property
+    def user_home(self) -> Path:
+        """The user's home directory, where the clouds' own tools keep their credentials."""
+        home = self.inherited_env.get("HOME")
+        return Path(home) if home else Path.home()
 
     @property
     def database(self) -> Path:
@@ -83,6 +92,11 @@ class Config:
 
         digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"skyserve-{os.getuid()}" / f"{digest}.sock"
+
+
+def _cidrs(text: str) -> tuple[str, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return tuple(part if "/" in part else f"{part}/{128 if ':' in part else 32}" for part in parts)
 
 
 def _default_home() -> Path:

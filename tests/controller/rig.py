@@ -19,6 +19,7 @@ from skyserve.model.evidence import LoadReport, ProbeResult
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.routing import RoutingTable
 from skyserve.model.service import ReplicaPolicy, ServiceSpec
+from skyserve.providers.base import Provider
 from skyserve.providers.fake import FakeProvider
 from skyserve.store.secrets import SecretStore
 from skyserve.store.sql import SqlStore, open_store
@@ -57,6 +58,16 @@ class KindProber:
 
     def hurry(self, replica_id: int) -> None:
         pass
+
+
+class FixedRoster:
+    """Providers that are there from the beginning."""
+
+    def __init__(self, *providers: Provider) -> None:
+        self.providers = {provider.name: provider for provider in providers}
+
+    def look_again(self) -> tuple[str, ...]:
+        return ()
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
-from tests.controller.rig import chat
+from tests.controller.rig import FixedRoster, chat
 
 from skyserve.clock import SystemClock
 from skyserve.config import Config
@@ -31,7 +31,7 @@ def serve(home: Path, scenario: Callable[[Ask], None]) -> None:
         clock = SystemClock()
         store = await asyncio.to_thread(open_store, home / "state.db")
         cloud = FakeProvider(clock)
-        supervisor = Supervisor(Config(home), store, {"fake": cloud}, clock, SecretStore(home / "secrets"))
+        supervisor = Supervisor(Config(home), store, FixedRoster(cloud), clock, SecretStore(home / "secrets"))
         await supervisor.start()
         listener = socket.create_server(("127.0.0.1", 0))
         app = build(supervisor, Identity(1, clock.now(), TOKEN, lambda: None))

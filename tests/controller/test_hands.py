@@ -131,7 +131,7 @@ def test_a_cloud_that_breaks_or_hangs_keeps_no_service_from_the_others(tmp_path:
         fine = FakeProvider(clock, name="fine")
         offers = Offers({"broken": broken, "fine": fine}, clock)
         assert await offers.of(chat(1), ())
-        offered = await offers.ask(chat(1).resources)
+        offered = await offers.ask(chat(1))
         assert offered.refusals[0][0] == "broken"
         assert "AttributeError" in offered.refusals[0][1]
         stuck = Offers({"hanging": hanging, "fine": fine}, clock)

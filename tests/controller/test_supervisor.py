@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.controller.rig import chat
+from tests.controller.rig import FixedRoster, chat
 
 from skyserve.clock import SystemClock
 from skyserve.config import Config
@@ -60,9 +60,9 @@ async def supervised(home: Path, monkeypatch: pytest.MonkeyPatch, failures: int 
     monkeypatch.setattr(module, "RESTART_PAUSE_S", 0.05)
     clock = SystemClock()
     store = Full(await asyncio.to_thread(open_store, home / "state.db"), failures)
-    providers = {"fake": Clumsy(clock)}
+    roster = FixedRoster(Clumsy(clock))
     config = Config(home, inherited_env={})
-    supervisor = Supervisor(config, store, providers, clock, SecretStore(config.secrets_dir))  # type: ignore[arg-type]
+    supervisor = Supervisor(config, store, roster, clock, SecretStore(config.secrets_dir))  # type: ignore[arg-type]
     await supervisor.start()
     try:
         yield supervisor

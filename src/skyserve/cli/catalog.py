@@ -240,6 +240,6 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _title(cloud: str) -> str:
-    from skyserve.providers import clouds
+    from skyserve.providers import registry
 
-    return clouds.title(cloud)
+    return registry.title(cloud)

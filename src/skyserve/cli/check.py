@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -11,13 +11,24 @@ import click
 from skyserve.cli import wording
 from skyserve.cli.options import output_option
 from skyserve.cli.session import Session, pass_session
-from skyserve.errors import UsageError
+from skyserve.errors import ProviderError, UsageError
+from skyserve.spec import shorthand
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from skyserve.providers.registry import Roster
 
-    from skyserve.providers.base import Provider
-    from skyserve.providers.clouds import CloudCheck
+
+@dataclass(frozen=True, slots=True)
+class CloudCheck:
+    """Whether a cloud can be used here. When not, `reason` says why and `hint` what to do. `account` names who would be
+    charged, as far as that is known; it is never a secret."""
+
+    name: str
+    title: str
+    enabled: bool
+    reason: str = ""
+    hint: str = ""
+    account: str = ""
 
 
 @click.command()
@@ -36,7 +47,7 @@ def check(session: Session, clouds: tuple[str, ...], verbose: bool) -> None:
       sky check
       sky check aws gcp -v
     """
-    found = examine(session, providers_here(session), clouds)
+    found = examine(roster_here(session), clouds)
     if session.as_json:
         from skyserve.model.codec import to_json
 
@@ -48,34 +59,40 @@ def check(session: Session, clouds: tuple[str, ...], verbose: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def providers_here(session: Session) -> Mapping[str, Provider]:
+def roster_here(session: Session) -> Roster:
     """What can launch replicas when it is usable: this machine, and what installed packages bring."""
     from skyserve.clock import SystemClock
-    from skyserve.providers.registry import load_providers
+    from skyserve.providers.registry import Roster
 
-    return load_providers(session.config, SystemClock())
+    return Roster(session.config, SystemClock())
 
 
-def examine(session: Session, providers: Mapping[str, Provider], names: Sequence[str] = ()) -> list[CloudCheck]:
+def examine(roster: Roster, names: Sequence[str] = ()) -> list[CloudCheck]:
     """Check the clouds with these names, all of them if none is named. Raises UsageError for a name that is unknown."""
     import asyncio
 
-    from skyserve.providers import clouds
-
-    known = clouds.names(providers)
-    wanted = [_known(name, known) for name in names] or list(known)
-    env = session.config.inherited_env
-    home = Path(env["HOME"]) if env.get("HOME") else Path.home()
-    around = clouds.Surroundings(env, home, clouds.installed)
+    wanted = [_known(name, roster.names) for name in names] or list(roster.names)
 
     async def each() -> list[CloudCheck]:
-        return list(await asyncio.gather(*(clouds.check(name, providers, around) for name in dict.fromkeys(wanted))))
+        return list(await asyncio.gather(*(_ask(roster, name) for name in dict.fromkeys(wanted))))
 
     return asyncio.run(each())
 
 
+async def _ask(roster: Roster, name: str) -> CloudCheck:
+    missing = roster.absent.get(name)
+    if missing is not None:
+        return CloudCheck(name, missing.title, False, missing.reason, missing.hint)
+    provider = roster.providers[name]
+    try:
+        result = await provider.check()
+    except ProviderError as error:
+        return CloudCheck(name, provider.title, False, error.message, error.hint or "run `sky check` again")
+    return CloudCheck(name, provider.title, result.usable, result.reason, result.hint, result.account)
+
+
 def _known(name: str, known: Sequence[str]) -> str:
-    wanted = {"k8s": "kubernetes"}.get(name.lower(), name.lower())
+    wanted = shorthand.cloud(name)
     if wanted in known:
         return wanted
     near = wording.nearest(wanted, known)
@@ -95,7 +112,5 @@ def _lines(found: Sequence[CloudCheck], *, verbose: bool) -> list[str]:
         lines += [f"    {label}: {text}" for label, text in details if text]
     if not all(one.enabled for one in found):
         lines += ["", "To enable a cloud, follow the hints above and rerun: sky check"]
-    if without := [one.title for one in found if not one.adapter]:
-        lines.append(f"This version cannot launch replicas yet on: {', '.join(without)}")
     enabled = [f"  {one.title}" for one in found if one.enabled]
     return [*lines, "", *(["Enabled infra", *enabled] if enabled else ["No infra to check/enabled."])]

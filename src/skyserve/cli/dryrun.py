@@ -16,7 +16,7 @@ from skyserve.cli import check, estimate, offers, plan
 from skyserve.cli.estimate import Estimate
 from skyserve.errors import Infeasible, ProviderError
 from skyserve.model.offering import Offering
-from skyserve.providers import clouds
+from skyserve.providers import registry
 
 if TYPE_CHECKING:
     from skyserve.cli.session import Session
@@ -29,7 +29,8 @@ _Refusals = list[tuple[str, str]]
 
 def show(session: Session, loaded: LoadedService) -> None:
     """Show where a service could run at what price. Raises Infeasible, CatalogError."""
-    providers = check.providers_here(session)
+    roster = check.roster_here(session)
+    providers = roster.providers
     table = snapshot.current(session.config.home)
     want = loaded.spec.resources
     beside = {name: provider for name, provider in providers.items() if name not in table.clouds}
@@ -39,7 +40,7 @@ def show(session: Session, loaded: LoadedService) -> None:
     best, further = offers.first_of_each([*here, *(offering for _, offering in found.offerings)], loaded.spec)
     if not best:
         raise _infeasible(table, want, refusals)
-    enabled = frozenset(one.name for one in check.examine(session, providers) if one.enabled)
+    enabled = frozenset(one.name for one in check.examine(roster) if one.enabled)
     result = replace(_table(loaded, best, further, enabled), refusals=tuple(refusals))
     plan.show(session, loaded.spec, result)
     plan.end_dry_run(session, result)
@@ -73,7 +74,7 @@ def _table(
     ]
     warnings = list(loaded.warnings)
     if not rows[0].enabled:
-        title = clouds.title(rows[0].provider)
+        title = registry.title(rows[0].provider)
         warnings.append(f"{title} cannot be used from here: `sky check {rows[0].provider}` says why")
     return estimate.estimate(loaded.spec, rows, warnings=warnings)
 

@@ -201,9 +201,9 @@ def _unknown(name: str, table: Table) -> UsageError:
 
 
 def _title(cloud: str) -> str:
-    from skyserve.providers import clouds
+    from skyserve.providers import registry
 
-    return clouds.title(cloud)
+    return registry.title(cloud)
 
 
 def _gib(amount: float | None) -> str:

@@ -13,7 +13,7 @@ from skyserve.cli import tables, wording
 from skyserve.decide.optimize import rank
 from skyserve.errors import CatalogError
 from skyserve.model.offering import Offering
-from skyserve.providers import clouds
+from skyserve.providers import registry
 from skyserve.spec.describe import resources_text
 
 if TYPE_CHECKING:
@@ -95,6 +95,6 @@ def _text(offering: Offering) -> str:
     accelerator = f" ({offering.accelerator})" if offering.accelerator else ""
     spot = "[Spot]" if offering.capacity_type.value == "SPOT" else ""
     place = tables.place_text(str(offering.location), with_zone=bool(spot))
-    title = clouds.title(offering.location.cloud)
+    title = registry.title(offering.location.cloud)
     price = wording.dollars(offering.price_per_hour)
     return f"{title} {offering.instance_type}{spot}{accelerator} in {place}, ${price} / hour"

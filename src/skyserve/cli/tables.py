@@ -8,7 +8,7 @@ from skyserve.cli import wording
 from skyserve.cli.estimate import Cost, Estimate, PlanRow
 from skyserve.model.offering import CapacityType
 from skyserve.model.view import ReplicaView, ServiceView
-from skyserve.providers import clouds
+from skyserve.providers import registry
 
 SERVICE_HEADERS = ("NAME", "VERSION", "UPTIME", "STATUS", "REPLICAS", "ENDPOINT")
 SERVICE_HEADERS_VERBOSE = (*SERVICE_HEADERS, "AUTOSCALING_POLICY", "LOAD_BALANCING_POLICY", "REQUESTED_RESOURCES")
@@ -125,7 +125,7 @@ def _cost_lines(cost: Cost | None) -> list[str]:
 def _plan_row(row: PlanRow) -> tuple[str, ...]:
     spot = row.capacity_type == CapacityType.SPOT.value
     return (
-        clouds.title(row.cloud),
+        registry.title(row.cloud),
         f"{row.instance_type}[Spot]" if spot else row.instance_type,
         wording.number(row.vcpus),
         wording.number(row.memory_gib),

@@ -20,7 +20,7 @@ from skyserve.config import Config
 from skyserve.controller.api import Identity, build
 from skyserve.controller.supervisor import Supervisor
 from skyserve.errors import SkyServeError
-from skyserve.providers.registry import load_providers
+from skyserve.providers.registry import Roster
 from skyserve.store.secrets import SecretStore
 from skyserve.store.sql import open_store
 
@@ -72,7 +72,7 @@ def _lock(path: Path) -> int | None:
 async def _serve(config: Config) -> None:
     clock = SystemClock()
     store = await asyncio.to_thread(open_store, config.database)
-    supervisor = Supervisor(config, store, load_providers(config, clock), clock, SecretStore(config.secrets_dir))
+    supervisor = Supervisor(config, store, Roster(config, clock), clock, SecretStore(config.secrets_dir))
     await supervisor.start()
     listener = socket.create_server(("127.0.0.1", 0))
     token = secrets.token_urlsafe(32)

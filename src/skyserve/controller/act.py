@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 
 from skyserve.clock import Clock
 from skyserve.controller.files import Files
+from skyserve.decide.optimize import asked_for
 from skyserve.errors import (
     CapacityUnavailable,
     CredentialsRejected,
@@ -161,6 +162,7 @@ def launch_order(tag: str, spec: ServiceSpec, replica: Replica, secrets: SecretS
     if replica.offering is None:
         raise ValueError(f"replica {replica.id} has no offering yet")
     version = replica.launched_version
+    asked = asked_for(replica.offering, spec.resources)
     return LaunchOrder(
         service=tag,
         service_name=spec.name,
@@ -177,6 +179,11 @@ def launch_order(tag: str, spec: ServiceSpec, replica: Replica, secrets: SecretS
         workdir=str(files.workdir(version)) if spec.workdir else None,
         file_mounts={target: str(files.mount(version, target)) for target in spec.file_mounts},
         num_nodes=spec.num_nodes,
+        ports=tuple(sorted(set(asked.ports) - {spec.port})),
+        image_id=asked.image_id,
+        disk_size=asked.disk_size,
+        disk_tier=asked.disk_tier,
+        labels=dict(asked.labels),
     )
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
 from skyserve.clock import Clock
+from skyserve.controller import demands
 from skyserve.controller.watch import in_words
 from skyserve.decide.optimize import rank, shortlist
 from skyserve.errors import Infeasible
 from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
-from skyserve.model.resources import ResourceChoice
 from skyserve.model.service import ServiceSpec
-from skyserve.providers.base import Provider
+from skyserve.providers.base import Candidates, Provider
 
 FRESH_S = 300.0
 """Age up to which remembered offerings are used without asking again, in seconds."""
@@ -36,7 +36,7 @@ class Offers:
     def __init__(self, providers: Mapping[str, Provider], clock: Clock) -> None:
         self._providers = providers
         self._clock = clock
-        self._want: ResourceChoice | None = None
+        self._want: tuple[object, ...] = ()
         self._known = Offered((), ())
         self._known_at = 0.0
         self._asking: asyncio.Task[Offered] | None = None
@@ -47,11 +47,11 @@ class Offers:
         A provider that takes its time holds up nothing that is known already.
         """
         now = self._clock.now()
-        if spec.resources != self._want:
+        if (want := demands.of(spec)) != self._want:
             self.close()
-            self._want, self._known = spec.resources, Offered((), ())
+            self._want, self._known = want, Offered((), ())
         if self._asking is None and (not self._known.offerings or now - self._known_at > FRESH_S):
-            self._asking = asyncio.create_task(self.ask(spec.resources))
+            self._asking = asyncio.create_task(self.ask(spec))
             await asyncio.wait({self._asking}, timeout=PATIENCE_S)
         if self._asking is not None and self._asking.done():
             fresh, self._asking, self._known_at = self._asking.result(), None, now
@@ -64,13 +64,18 @@ class Offers:
             self._asking.cancel()
             self._asking = None
 
-    async def ask(self, want: ResourceChoice) -> Offered:
-        """Ask every provider now, all at once."""
-        calls = [provider.offerings(want) for provider in self._providers.values()]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
+    async def ask(self, spec: ServiceSpec) -> Offered:
+        """Ask every provider now, all at once, for what it can deliver whole."""
         offerings: list[Offering] = []
         refusals: list[tuple[str, str]] = []
-        for name, answer in zip(self._providers, answers, strict=True):
+        calls: dict[str, Coroutine[None, None, Candidates]] = {}
+        for name, provider in self._providers.items():
+            want, lacking = demands.deliverable(spec, provider)
+            refusals += lacking
+            if want is not None:
+                calls[name] = provider.offerings(want)
+        answers = await asyncio.gather(*calls.values(), return_exceptions=True)
+        for name, answer in zip(calls, answers, strict=True):
             if isinstance(answer, BaseException):
                 refusals.append((name, in_words(name, answer)))
                 continue

@@ -8,7 +8,7 @@ import logging
 import platform
 import shutil
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -16,7 +16,7 @@ import aiohttp
 from skyserve.clock import Clock
 from skyserve.config import Config
 from skyserve.controller import admission
-from skyserve.controller.act import Hands
+from skyserve.controller.act import Hands, launch_order
 from skyserve.controller.door import Door, DoorPlace
 from skyserve.controller.files import Files
 from skyserve.controller.loop import World, run
@@ -25,8 +25,10 @@ from skyserve.controller.probe import Prober
 from skyserve.controller.watch import Watch
 from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound, StoreUnavailable
 from skyserve.model.evidence import LoadReport, Silent
+from skyserve.model.replica import COMING
 from skyserve.model.service import ServiceSpec, UpdateMode
-from skyserve.providers.base import Provider
+from skyserve.providers.base import LaunchOrder
+from skyserve.providers.registry import Roster
 from skyserve.store.base import ServiceState, Store
 from skyserve.store.secrets import SecretStore
 
@@ -50,15 +52,14 @@ class _Served:
 class Supervisor:
     """All services of this installation."""
 
-    def __init__(
-        self, config: Config, store: Store, providers: Mapping[str, Provider], clock: Clock, secrets: SecretStore
-    ) -> None:
+    def __init__(self, config: Config, store: Store, roster: Roster, clock: Clock, secrets: SecretStore) -> None:
         self.config = config
         self.store = store
-        self.providers = providers
+        self.providers = roster.providers
         self.clock = clock
+        self._roster = roster
         self._secrets = secrets
-        self._watches = {name: Watch(p, clock, self._changed) for name, p in providers.items()}
+        self._watches: dict[str, Watch] = {}
         self._served: dict[str, _Served] = {}
         self._background: list[asyncio.Task[None]] = []
         self._writing = asyncio.Lock()
@@ -70,13 +71,17 @@ class Supervisor:
         """Adopt every stored service and begin to watch."""
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        self._watch(self.providers)
         for name in await self.store.services():
             self._serve(await self.store.load(name))
-        self._background = [
-            asyncio.create_task(self._persist(f"the watch of {name}", watch.run))
-            for name, watch in self._watches.items()
-        ]
         self._background.append(asyncio.create_task(self._persist("the sweep", self._sweep_for_ever)))
+
+    def _watch(self, names: Iterable[str]) -> None:
+        for name in names:
+            watch = self._watches[name] = Watch(self.providers[name], self.clock, self._changed)
+            self.providers[name].listen(watch.hurry, self._order_of)
+            watching = self._persist(f"the watch of {name}", watch.run)
+            self._background.append(asyncio.create_task(watching))
 
     async def close(self) -> None:
         """Leave: replicas and doors go on, the next controller adopts them."""
@@ -97,7 +102,8 @@ class Supervisor:
     async def plan(self, spec: ServiceSpec) -> tuple[Offered, tuple[str, ...]]:
         """What a spec could run on here, and what may surprise. Raises UsageError for what cannot work."""
         admission.refuse_impossible(spec)
-        offered = await Offers(self.providers, self.clock).ask(spec.resources)
+        self._watch(self._roster.look_again())  # credentials may have come since
+        offered = await Offers(self.providers, self.clock).ask(spec)
         shared = frozenset(name for name, p in self.providers.items() if p.capabilities.shares_host)
         return offered, admission.warnings(spec, offered, shared)
 
@@ -257,6 +263,18 @@ class Supervisor:
                 log.warning("%s: what %s shared was not given back: %s", provider.name, tag, error.message)
 
     # ---- beside the loops
+
+    async def _order_of(self, tag: str, token: str) -> LaunchOrder | None:
+        """See `OrderOf`."""
+        served = next((served for served in self._served.values() if served.tag == tag), None)
+        if served is None:
+            return None
+        state = await self.store.load(served.world.service)
+        replica = next((r for r in state.replicas if r.token == token and r.status in COMING), None)
+        if replica is None or replica.offering is None:
+            return None
+        spec = state.specs[replica.launched_version]
+        return await asyncio.to_thread(launch_order, tag, spec, replica, self._secrets, self._files(tag))
 
     def _changed(self, tags: set[str]) -> None:
         for served in self._served.values():

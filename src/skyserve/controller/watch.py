@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from skyserve.clock import Clock
+from skyserve.clock import Clock, sleep_unless
 from skyserve.errors import ProviderError
 from skyserve.model.evidence import Instance, Listing, Silent
 from skyserve.providers.base import Provider
 
+SHORTEST_PAUSE_S = 0.2
+"""News that come together are answered by one question."""
 QUIET_POLL_S = 5.0
 """Seconds between two questions while this installation has no service: only orphans could turn up."""
 
@@ -25,6 +27,7 @@ class Watch:
         self._clock = clock
         self._on_change = on_change
         self._latest: Listing | Silent = Silent(clock.now(), "it was not asked yet")
+        self._news = asyncio.Event()
         self.busy = True
 
     @property
@@ -42,12 +45,20 @@ class Watch:
         """The latest answer whole."""
         return self._latest
 
+    def hurry(self) -> None:
+        """Ask again soon: there is news."""
+        self._news.set()
+
     async def run(self) -> None:
         """Ask for ever."""
         while True:
+            self._news.clear()
             await self.ask()
             pause_s = self._provider.capabilities.poll_interval_s
-            await self._clock.sleep(pause_s if self.busy else max(pause_s, QUIET_POLL_S))
+            if not self.busy:
+                pause_s = max(pause_s, QUIET_POLL_S)
+            await self._clock.sleep(min(pause_s, SHORTEST_PAUSE_S))
+            await sleep_unless(self._clock, self._news, max(0.0, pause_s - SHORTEST_PAUSE_S))
 
     async def ask(self) -> None:
         """Ask once and remember the answer; the instant that counts is the one before the question."""

@@ -15,6 +15,7 @@ from skyserve.clock import Clock
 from skyserve.errors import (
     CapacityUnavailable,
     CredentialsRejected,
+    OrderRejected,
     ProviderUnavailable,
     QuotaExceeded,
     Throttled,
@@ -22,7 +23,7 @@ from skyserve.errors import (
 from skyserve.model.evidence import Instance, InstanceState
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import Quantity, ResourceChoice, Resources
-from skyserve.providers.base import Candidates, Capabilities, CheckResult, LaunchOrder
+from skyserve.providers.base import Candidates, Capabilities, CheckResult, LaunchOrder, OrderOf
 
 _FOLLOW_INTERVAL_S = 1.0
 
@@ -71,6 +72,7 @@ class FakeProvider:
         address_of: Callable[[LaunchOrder], str] | None = None,
     ) -> None:
         self.name = name
+        self.title = name.capitalize()
         self.capabilities = capabilities or Capabilities(spot=True, poll_interval_s=5.0, listing_grace_s=30.0)
         self.catalog = tuple(offerings)
         self.behaviour = NORMAL
@@ -85,6 +87,9 @@ class FakeProvider:
         self._clock = clock
         self._address_of = address_of or (lambda order: f"127.0.0.1:{order.port}")
         self._machines: dict[str, _Machine] = {}
+
+    def listen(self, changed: Callable[[], None], order_of: OrderOf) -> None:
+        """Time alone changes a cloud in memory: there is never any news."""
 
     async def check(self) -> CheckResult:
         """Usable unless told otherwise."""
@@ -132,6 +137,14 @@ class FakeProvider:
             machine.stopping_at = self._clock.now()
             machine.gone_at = machine.stopping_at + self.shutdown_s
 
+    async def stop(self, instance_id: str) -> None:
+        """Raises OrderRejected."""
+        raise OrderRejected(f"instances of {self.name} cannot be stopped")
+
+    async def start(self, instance_id: str) -> None:
+        """Raises OrderRejected."""
+        raise OrderRejected(f"instances of {self.name} cannot be stopped, nor started again")
+
     async def logs(self, instance_id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
         """What the behaviour printed so far."""
         self._answer("logs")
@@ -161,6 +174,10 @@ class FakeProvider:
     def preempt(self, instance_id: str) -> None:
         """Take a machine back: it is listed as preempted until it is terminated."""
         self._machines[instance_id].preempted = True
+
+    def announce(self, instance_id: str, reclaim_at: float) -> None:
+        """Give notice that a machine will be taken back at `reclaim_at`, Unix seconds; then it is."""
+        self._machines[instance_id].reclaim_at = reclaim_at
 
     def vanish(self, instance_id: str) -> None:
         """Let a machine disappear without a trace in the listing."""
@@ -203,6 +220,7 @@ class _Machine:
     stopping_at: float | None = None
     gone_at: float = math.inf
     preempted: bool = False
+    reclaim_at: float | None = None
 
     @property
     def setup_at(self) -> float:
@@ -227,7 +245,7 @@ class _Machine:
     def state(self, now: float) -> InstanceState:
         if self.stopping_at is not None:
             return InstanceState.STOPPING
-        if self.preempted:
+        if self.preempted or (self.reclaim_at is not None and now >= self.reclaim_at):
             return InstanceState.PREEMPTED
         if now >= self.exit_at:
             return InstanceState.EXITED
@@ -255,6 +273,7 @@ class _Machine:
             exit_code=self.behaviour.exit_code if exited else None,
             failed_phase=("setup" if self.behaviour.failed_setup else "run") if exited else None,
             detail=output if exited else "",
+            reclaim_at=self.reclaim_at,
         )
 
 

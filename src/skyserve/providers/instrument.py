@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from skyserve.clock import Clock
 from skyserve.errors import ProviderError, ProviderUnavailable
 from skyserve.model.evidence import Instance
 from skyserve.model.resources import ResourceChoice
-from skyserve.providers.base import Candidates, CheckResult, LaunchOrder, Provider
+from skyserve.providers.base import Candidates, CheckResult, LaunchOrder, OrderOf, Provider
 
 T = TypeVar("T")
 
@@ -39,11 +39,16 @@ class Instrumented:
 
     def __init__(self, provider: Provider, clock: Clock, timeout_s: float = 30.0) -> None:
         self.name = provider.name
+        self.title = provider.title
         self.capabilities = provider.capabilities
         self.stats: dict[str, CallStats] = {}
         self._provider = provider
         self._clock = clock
         self._timeout_s = timeout_s
+
+    def listen(self, changed: Callable[[], None], order_of: OrderOf) -> None:
+        """See `Provider.listen`."""
+        self._provider.listen(changed, order_of)
 
     async def check(self) -> CheckResult:
         """See `Provider.check`."""
@@ -64,6 +69,14 @@ class Instrumented:
     async def terminate(self, instance_id: str) -> None:
         """See `Provider.terminate`."""
         await self._call("terminate", self._provider.terminate(instance_id))
+
+    async def stop(self, instance_id: str) -> None:
+        """See `Provider.stop`."""
+        await self._call("stop", self._provider.stop(instance_id))
+
+    async def start(self, instance_id: str) -> None:
+        """See `Provider.start`."""
+        await self._call("start", self._provider.start(instance_id))
 
     async def logs(self, instance_id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
         """See `Provider.logs`. Without a time limit: a log may well be quiet."""

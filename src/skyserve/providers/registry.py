@@ -1,9 +1,12 @@
-"""Which providers there are: this machine, and what installed packages offer under the entry point group
-`skyserve.providers`. An entry point names a function `(config, clock) -> Provider`. Knows no provider but the local."""
+"""Which providers there are: those that installed packages, this one among them, offer under the entry point group
+`skyserve.providers`. An entry point names a function `(config, clock) -> Provider`; it raises NotConfigured where
+nothing points to an account. Its module says in TITLE how people write the provider's name. Knows no provider."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import functools
+import importlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from skyserve.clock import Clock
@@ -11,29 +14,77 @@ from skyserve.config import Config
 from skyserve.errors import ProviderUnavailable
 from skyserve.model.evidence import Instance
 from skyserve.model.resources import ResourceChoice
-from skyserve.providers.base import Candidates, Capabilities, CheckResult, LaunchOrder, Provider
+from skyserve.providers.base import Candidates, Capabilities, CheckResult, LaunchOrder, NotConfigured, OrderOf, Provider
 from skyserve.providers.instrument import Instrumented
 
 ENTRY_POINT_GROUP = "skyserve.providers"
+_OURS = "skyserve"
 
 
-def load_providers(config: Config, clock: Clock, *, plugins: Iterable[EntryPoint] | None = None) -> dict[str, Provider]:
-    """Every provider by its name, each with a time limit and counters. `plugins` defaults to those installed.
+class Roster:
+    """Every provider that is configured here, by its name, each with a time limit and counters; and why others are not.
 
-    A plugin that cannot be loaded stays in the list and says why: what it launched earlier is unknown, not gone.
+    `plugins` defaults to those installed. One that cannot be loaded stays among the providers and says why: what it
+    launched earlier is unknown, not gone.
     """
-    found = entry_points(group=ENTRY_POINT_GROUP) if plugins is None else plugins
-    providers: dict[str, Provider] = {"local": Instrumented(_local(config), clock)}
-    for plugin in sorted(found, key=lambda plugin: plugin.name):
-        if plugin.name not in providers:
-            providers[plugin.name] = Instrumented(_load(plugin, config, clock), clock)
-    return providers
+
+    def __init__(self, config: Config, clock: Clock, *, plugins: Iterable[EntryPoint] | None = None) -> None:
+        self._config = config
+        self._clock = clock
+        self._plugins = _by_name(entry_points(group=ENTRY_POINT_GROUP) if plugins is None else plugins)
+        self._providers: dict[str, Provider] = {}
+        self._absent: dict[str, NotConfigured] = {}
+        self.look_again()
+
+    @property
+    def providers(self) -> Mapping[str, Provider]:
+        """Those that are configured. The same mapping for ever; `look_again` adds to it."""
+        return self._providers
+
+    @property
+    def absent(self) -> Mapping[str, NotConfigured]:
+        """Those that are not, and what they lack."""
+        return self._absent
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them: this machine first, then by name."""
+        return tuple(sorted(self._plugins, key=lambda name: (name != "local", name)))
+
+    def look_again(self) -> tuple[str, ...]:
+        """Try those that were not configured before; the names of those that are now."""
+        fresh = []
+        for name in self.names:
+            if name in self._providers:
+                continue
+            try:
+                provider = _load(self._plugins[name], self._config, self._clock)
+            except NotConfigured as missing:
+                self._absent[name] = missing
+                continue
+            self._absent.pop(name, None)
+            self._providers[name] = Instrumented(provider, self._clock)
+            fresh.append(name)
+        return tuple(fresh)
 
 
-def _local(config: Config) -> Provider:
-    from skyserve.providers import local, machine
+@functools.cache
+def title(name: str) -> str:
+    """How people write a provider's name; an unknown one as it is."""
+    plugin = _by_name(entry_points(group=ENTRY_POINT_GROUP)).get(name)
+    if plugin is None:
+        return name
+    try:
+        return str(getattr(importlib.import_module(plugin.module), "TITLE", name))
+    except ImportError:
+        return name
 
-    return local.LocalProvider(config, machine.detect(config.inherited_env))
+
+def _by_name(found: Iterable[EntryPoint]) -> dict[str, EntryPoint]:
+    """One for each name: what this package brings is not replaced by another one's."""
+    return {
+        plugin.name: plugin for plugin in sorted(found, key=lambda one: one.dist is not None and one.dist.name == _OURS)
+    }
 
 
 def _load(plugin: EntryPoint, config: Config, clock: Clock) -> Provider:
@@ -50,8 +101,11 @@ class Unloadable:
     capabilities = Capabilities(logs=False)
 
     def __init__(self, name: str, why: str) -> None:
-        self.name = name
+        self.name = self.title = name
         self._why = why
+
+    def listen(self, changed: Callable[[], None], order_of: OrderOf) -> None:
+        """Never has any news."""
 
     async def check(self) -> CheckResult:
         """Not usable, and why."""
@@ -70,6 +124,14 @@ class Unloadable:
         raise ProviderUnavailable(self._why)
 
     async def terminate(self, instance_id: str) -> None:
+        """Raises ProviderUnavailable."""
+        raise ProviderUnavailable(self._why)
+
+    async def stop(self, instance_id: str) -> None:
+        """Raises ProviderUnavailable."""
+        raise ProviderUnavailable(self._why)
+
+    async def start(self, instance_id: str) -> None:
         """Raises ProviderUnavailable."""
         raise ProviderUnavailable(self._why)
 
