@@ -312,7 +312,7 @@ def test_keys_without_an_effect_yet_are_named_once() -> None:
         "resources: {ports: 80, use_spot: true, disk_tier: best, labels: , "
         "any_of: [{infra: aws, disk_tier: low}, {infra: gcp, autostop: 5}]}\n"
     )
-    unused = "`dynamic_ondemand_fallback`, `volumes`, `disk_tier`, `autostop`"
+    unused = "`dynamic_ondemand_fallback`, `volumes`, `autostop`"
     assert loaded.warnings == (f"accepted, but not acted on yet: {unused}",)
 
 
@@ -378,3 +378,25 @@ def test_flags_without_a_resources_section() -> None:
     spec = load("run: x\nservice: {}\n", Overrides(ports=("81",), cpus="2", secrets={"S": "v"})).spec
     assert spec.port == 81
     assert list(spec.secrets) == ["S"]
+
+
+@pytest.mark.parametrize(
+    ("written", "source"),
+    [
+        ("{url: 'https://host/a.git'}", "git+https://host/a.git"),
+        ("{url: 'https://host/a', ref: v1}", "git+https://host/a#v1"),
+        ("https://host/a.git#main", "git+https://host/a.git#main"),
+        ("git@host:me/a.git", "git+git@host:me/a.git"),
+        ("git+ssh://git@host/a", "git+ssh://git@host/a"),
+        ("./a.git", "./a.git"),
+    ],
+)
+def test_files_may_come_from_git(written: str, source: str) -> None:
+    assert spec_of(more=f"workdir: {written}").workdir == source
+
+
+def test_a_git_repository_may_be_named_by_flags() -> None:
+    flags = Overrides(git_url="https://host/a.git", git_ref="v2")
+    assert (
+        load("run: serve\nservice: {}\nresources: {ports: 8080}\n", flags).spec.workdir == "git+https://host/a.git#v2"
+    )

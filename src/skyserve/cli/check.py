@@ -12,7 +12,6 @@ from skyserve.cli import wording
 from skyserve.cli.options import output_option
 from skyserve.cli.session import Session, pass_session
 from skyserve.errors import ProviderError, UsageError
-from skyserve.spec import shorthand
 
 if TYPE_CHECKING:
     from skyserve.providers.registry import Roster
@@ -92,6 +91,8 @@ async def _ask(roster: Roster, name: str) -> CloudCheck:
 
 
 def _known(name: str, known: Sequence[str]) -> str:
+    from skyserve.spec import shorthand
+
     wanted = shorthand.cloud(name)
     if wanted in known:
         return wanted

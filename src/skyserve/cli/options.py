@@ -16,6 +16,8 @@ class LaunchFlags(TypedDict):
     """What may be set over the Service YAML; None and empty mean: as the YAML says. `dryrun` stops after the plan."""
 
     workdir: str | None
+    git_url: str | None
+    git_ref: str | None
     infra: str | None
     cloud: str | None
     region: str | None
@@ -51,6 +53,8 @@ _FILE = click.Path(exists=True, dir_okay=False)
 
 _LAUNCH_OPTIONS = (
     click.option("--workdir", metavar="DIR", help="Directory that is copied to every replica."),
+    click.option("--git-url", metavar="URL", help="Git repository to take in place of a workdir."),
+    click.option("--git-ref", metavar="REF", help="Branch, tag or commit of --git-url."),
     click.option("--infra", metavar="CLOUD[/REGION[/ZONE]]", help="Where replicas may run; `*` stands for any."),
     click.option("--cloud", hidden=True, help="Cloud to use; --infra says it better."),
     click.option("--region", hidden=True, help="Region to use; --infra says it better."),

@@ -14,6 +14,7 @@ from skyserve.cli.options import LaunchFlags
 from skyserve.cli.session import Session
 from skyserve.errors import Infeasible, SpecError
 from skyserve.model.service import ServiceSpec, Tls
+from skyserve.model.source import git_source
 
 if TYPE_CHECKING:
     from skyserve.spec.load import LoadedService
@@ -57,6 +58,8 @@ def anchored(spec: ServiceSpec, here: Path) -> ServiceSpec:
     """
 
     def absolute(key: str, path: str) -> str:
+        if git_source(path) is not None:
+            return path
         found = here / Path(path).expanduser()
         if not found.exists():
             raise SpecError(f"`{key}`: there is no {found}", hint="relative paths begin at the current directory")
@@ -118,6 +121,8 @@ def overrides(session: Session, name: str | None, flags: LaunchFlags) -> Overrid
         envs=assignments(flags["env_file"], flags["env"], mine, flag="--env"),
         secrets=assignments(flags["secret_file"], flags["secret"], mine, flag="--secret"),
         workdir=flags["workdir"],
+        git_url=flags["git_url"],
+        git_ref=flags["git_ref"],
         num_nodes=flags["num_nodes"],
         infra=flags["infra"],
         cloud=flags["cloud"],

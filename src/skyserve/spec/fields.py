@@ -214,12 +214,11 @@ _CONSTRAINTS = (
         OneOf((_PORT, _PORT_TEXT, ListOf(OneOf((_PORT, _PORT_TEXT))))),
         "The port that replicas listen on. Several, or a range such as `8080-8082`, need `service.ports`.",
     ),
-    Field("disk_size", _SIZE, "Size of the system disk in GiB, or with a unit: `1TB`.", stored_only=True),
+    Field("disk_size", _SIZE, "Size of the system disk in GiB, or with a unit: `1TB`."),
     Field(
         "disk_tier",
         Text(choices=("low", "medium", "high", "ultra", "best")),
         "Speed of the system disk.",
-        stored_only=True,
     ),
     Field("local_disk", _VALUE, "Disks of the instance itself, such as `nvme:300+`.", stored_only=True),
     Field("ephemeral_storage", _VALUE, "Ephemeral storage of a pod, such as `100GB`.", stored_only=True),
@@ -229,7 +228,7 @@ _CONSTRAINTS = (
         OneOf((Text("an image", r"\S+"), Refused("by region is not supported yet", "give one image for all regions"))),
         "Machine image, or `docker:IMAGE`. `$NAME` stands for an env.",
     ),
-    Field("labels", MapOf(_VALUE), "Labels put on the machines.", stored_only=True),
+    Field("labels", MapOf(_VALUE), "Labels put on the machines."),
     Field("max_hourly_cost", Number(above=0), "Most dollars an hour that one replica may cost."),
     Field("priority", _VALUE, "Scheduling priority of the pod.", stored_only=True),
     Field("priority_class", _VALUE, "Another name of `priority`.", stored_only=True),
@@ -265,6 +264,15 @@ RESOURCES = Section(
 _ASIDE = MapOf(Anything(), nullable=True)
 _STORAGE = Refused("holds a storage object, which is not supported yet", "give a path")
 
+WORKDIR_GIT = Section(
+    "workdir",
+    (
+        Field("url", _NOT_EMPTY, "URL of the repository, as `git clone` takes it.", required=True),
+        Field("ref", _NOT_EMPTY, "Branch, tag or commit; the repository's default branch if not given."),
+    ),
+    "A git repository in place of a local directory; it is fetched once for each version of the service.",
+)
+
 SERVICE_YAML = Section(
     "",
     (
@@ -290,13 +298,14 @@ SERVICE_YAML = Section(
         ),
         Field(
             "workdir",
-            OneOf((_PATH, Refused("from git is not supported yet", "clone it and give the local path"))),
-            "Local directory that `setup` and `run` start in. `$NAME` stands for an env.",
+            OneOf((_PATH, WORKDIR_GIT)),
+            "Local directory that `setup` and `run` start in, or a git repository. `$NAME` stands for an env.",
         ),
         Field(
             "file_mounts",
             MapOf(OneOf((_PATH, _STORAGE)), _PATH),
-            "Map from a path on the replica to a local file or directory. `$NAME` stands for an env.",
+            "Map from a path on the replica to a local file or directory, or to the URL of a git repository "
+            "(`https://host/repo.git#branch`). `$NAME` stands for an env.",
         ),
         Field("num_nodes", Integer(1), "Machines that make up one replica.", _SERVICE.num_nodes),
         Field(
@@ -312,5 +321,5 @@ SERVICE_YAML = Section(
     "The whole file.",
 )
 
-SECTIONS = (SERVICE_YAML, SERVICE, READINESS_PROBE, REPLICA_POLICY, LOAD_BALANCER, TLS, RESOURCES)
+SECTIONS = (SERVICE_YAML, WORKDIR_GIT, SERVICE, READINESS_PROBE, REPLICA_POLICY, LOAD_BALANCER, TLS, RESOURCES)
 """Every section, in the order of the reference page."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from skyserve.errors import SpecError
 from skyserve.model.resources import ResourceChoice, Resources
 from skyserve.model.service import ServiceSpec
+from skyserve.model.source import GitSource
+from skyserve.spec import shorthand
 from skyserve.spec.check import check, without_effect
 from skyserve.spec.document import YamlMap, YamlScalar, check_characters, read_document
 from skyserve.spec.fields import SERVICE_NAME, SERVICE_NAME_FORM, SERVICE_YAML
@@ -213,23 +215,33 @@ class _Reader:
         return first[0] if first else 0
 
     def _workdir(self, envs: Mapping[str, str]) -> str | None:
+        place = self.root.place_of("workdir")
+        section = self.root.map("workdir")
+        if section is not None:
+            url, ref = section.text("url") or "", section.text("ref")
+            return self._source("workdir", str(GitSource(substitute(url, envs), ref and substitute(ref, envs))), place)
         text = self.root.text("workdir")
-        if text is None:
-            return None
-        self._refuse_remote("workdir", text, self.root.place_of("workdir"))
-        return substitute(text, envs)
+        return None if text is None else self._source("workdir", substitute(text, envs), place)
 
     def _file_mounts(self, envs: Mapping[str, str]) -> dict[str, str]:
         section = self.root.map("file_mounts")
         mounts: dict[str, str] = {}
         for entry in () if section is None else section.given():
             if isinstance(entry.value, YamlScalar):
-                local = substitute(entry.value.text, envs)
-                self._refuse_remote("file_mounts", local, entry.value.place)
-                mounts[substitute(entry.key, envs)] = local
+                source = substitute(entry.value.text, envs)
+                mounts[substitute(entry.key, envs)] = self._source("file_mounts", source, entry.value.place)
         return mounts
 
-    def _refuse_remote(self, key: str, text: str, place: Place) -> None:
+    def _source(self, key: str, text: str, place: Place) -> str:
+        """A path as it is, a repository in its one form; anything else from elsewhere is a problem."""
+        source = shorthand.git(text)
+        if source is not None:
+            if shorthand.holds_password(source.url):
+                message = f"`{key}`: the URL of the repository holds a password"
+                self.problems.add(place, message, "let git find it: a credential helper, or an SSH key")
+            return str(source)
         if "://" in text:
-            message = f"`{key}` from a URL is not supported yet: {shown(text)}"
-            self.problems.add(place, message, "fetch it in `setup:`, or give a local path")
+            message = f"`{key}` from such a URL is not supported: {shown(text)}"
+            hint = "fetch it in `setup:`, give a local path, or the URL of a git repository that ends in .git"
+            self.problems.add(place, message, hint)
+        return text

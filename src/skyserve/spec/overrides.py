@@ -23,6 +23,8 @@ class Overrides:
     envs: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     workdir: str | None = None
+    git_url: str | None = None
+    git_ref: str | None = None
     num_nodes: int | None = None
     infra: str | None = None
     cloud: str | None = None
@@ -56,10 +58,18 @@ def overlay(root: YamlMap, overrides: Overrides) -> YamlMap:
         root = _with(root, "name", _scalar(overrides.name, "--service-name"))
     if overrides.workdir is not None:
         root = _with(root, "workdir", _scalar(overrides.workdir, "--workdir"))
+    if overrides.git_url is not None:
+        root = _with(root, "workdir", _git(overrides.git_url, overrides.git_ref))
     if overrides.num_nodes is not None:
         root = _with(root, "num_nodes", _scalar(overrides.num_nodes, "--num-nodes"))
     constraints = _constraints(overrides)
     return _with_constraints(root, constraints) if constraints else root
+
+
+def _git(url: str, ref: str | None) -> YamlMap:
+    given = {"url": (url, "--git-url")} | ({"ref": (ref, "--git-ref")} if ref else {})
+    entries = tuple(Entry(key, Place(flag=flag), _scalar(value, flag)) for key, (value, flag) in given.items())
+    return YamlMap(entries, Place(flag="--git-url"), Place(flag="--git-url"))
 
 
 def _constraints(overrides: Overrides) -> dict[str, YamlNode | None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 from skyserve.model import accelerators
 from skyserve.model.resources import Accelerator, Quantity
+from skyserve.model.source import GitSource, git_source
 from skyserve.spec.problems import shown
 
 KNOWN_ACCELERATORS = accelerators.NAMES
@@ -79,6 +81,23 @@ def infra(text: str) -> tuple[str | None, str | None, str | None]:
 def cloud(text: str) -> str:
     """The name of a cloud in its canonical spelling."""
     return _CLOUD_ALIASES.get(text.lower(), text.lower())
+
+
+def git(text: str) -> GitSource | None:
+    """The repository that `git+URL`, `URL.git` or `git@host:path`, each with `#REF` or without, stands for."""
+    given = git_source(text)
+    if given is not None:
+        return given
+    url, _, ref = text.partition("#")
+    if url.startswith(("git@", "git://")) or ("://" in url and url.endswith(".git")):
+        return GitSource(url, ref or None)
+    return None
+
+
+def holds_password(url: str) -> bool:
+    """Whether a URL carries more than a user's name before its host."""
+    parts = urlsplit(url)
+    return bool(parts.password) or (parts.scheme in ("http", "https") and bool(parts.username))
 
 
 def ports(text: str) -> tuple[int, ...]:
