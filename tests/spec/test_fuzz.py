@@ -117,10 +117,11 @@ def tree(settings: list[tuple[tuple[str, str], object]]) -> dict[str, object]:
         "tls": tls,
     }
     resources: dict[str, object] = {"ports": 80}
-    root: dict[str, object] = {"run": "x", "service": service, "resources": resources}
+    workdir: dict[str, object] = {"url": "git@host:repo"}
+    root: dict[str, object] = {"run": "x", "service": service, "resources": resources, "workdir": workdir}
     sections = {
         "": root, "service": service, "readiness_probe": probe, "replica_policy": policy, "load_balancer": balancer,
-        "tls": tls, "resources": resources,
+        "tls": tls, "resources": resources, "workdir": workdir,
     }  # fmt: skip
     for (section, key), value in settings:
         sections[section][key] = value

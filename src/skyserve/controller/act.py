@@ -22,7 +22,7 @@ from skyserve.errors import (
     Throttled,
 )
 from skyserve.model.codec import dumps
-from skyserve.model.decision import Launch, Observation, Plan, Terminate
+from skyserve.model.decision import Halt, Launch, Observation, Plan, Resume, Terminate
 from skyserve.model.evidence import Listing, Outcome, OutcomeKind
 from skyserve.model.replica import Replica
 from skyserve.model.service import ServiceSpec
@@ -84,9 +84,8 @@ class Hands:
             if isinstance(action, Launch) and action.replica.offering is not None:
                 order = self._launch(observation, action.replica, action.replica.offering.provider)
                 self._start(action.replica.token, order)
-            elif isinstance(action, Terminate):
-                end = self._terminate(action.provider, action.instance_id)
-                self._start(action.instance_id, end, listed_by=action.provider)
+            elif isinstance(action, Terminate | Halt | Resume):
+                self._start(action.instance_id, self._change(action), listed_by=action.provider)
 
     def _start(self, key: str, call: Coroutine[None, None, Outcome], *, listed_by: str | None = None) -> None:
         if key in self._running:
@@ -127,9 +126,16 @@ class Hands:
             return refusal(replica.token, error, self._clock.now())
         return Outcome(replica.token, OutcomeKind.ACCEPTED, self._clock.now(), instance_id=instance.id)
 
-    async def _terminate(self, provider_name: str, instance_id: str) -> Outcome:
+    async def _change(self, action: Terminate | Halt | Resume) -> Outcome:
+        instance_id = action.instance_id
         try:
-            await self._provider(provider_name).terminate(instance_id)
+            provider = self._provider(action.provider)
+            if isinstance(action, Terminate):
+                await provider.terminate(instance_id)
+            elif isinstance(action, Halt):
+                await provider.stop(instance_id)
+            else:
+                await provider.start(instance_id)
         except ProviderError as error:
             return refusal(instance_id, error, self._clock.now())
         return Outcome(instance_id, OutcomeKind.ACCEPTED, self._clock.now())

@@ -18,6 +18,7 @@ from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Observation, Plan
 from skyserve.model.evidence import Listing, Silent
 from skyserve.model.routing import RoutingTable
+from skyserve.model.service import Kind
 from skyserve.store.base import Lease, ServiceState, Store
 from skyserve.store.secrets import SecretStore
 
@@ -100,6 +101,7 @@ async def observe(world: World, state: ServiceState) -> Observation:
         load=world.door.load,
         offerings=offerings,
         evict=state.evict,
+        halted=state.halted,
         health=state.health,
         memory=state.memory,
         created_at=state.created_at,
@@ -136,6 +138,8 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
     unreadable: StoreUnavailable | None = None
     for replica, endpoint in probed(plan.replicas):
         spec = observation.specs[replica.version]
+        if spec.kind is Kind.CLUSTER:
+            continue
         try:
             secrets = world.secrets.get(observation.tag, replica.version) if spec.secrets else {}
         except StoreUnavailable as error:

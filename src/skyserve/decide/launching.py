@@ -8,18 +8,27 @@ from skyserve.decide import backoff, optimize
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Launch, Observation, Reason, ReasonCode
 from skyserve.model.replica import Replica, ReplicaStatus
+from skyserve.model.service import Kind
 
 
 def add_missing(draft: Draft, count: int) -> None:
     """Rows for `count` more replicas of the latest version, unless its failures forbid it now."""
     if not count:
         return
-    held_back = _held_back(draft)
+    held_back = _not_replaced(draft) or _held_back(draft)
     if held_back is not None:
         draft.waiting.append(held_back)
         return
     for _ in range(count):
         draft.replicas.append(_new_replica(draft))
+
+
+def _not_replaced(draft: Draft) -> Reason | None:
+    """A cluster is one machine with what was done on it: another one would not be the same."""
+    o = draft.o
+    if o.specs[o.latest_version].kind is Kind.SERVICE or o.next_replica_id == 1:
+        return None
+    return Reason(ReasonCode.NOT_REPLACED, "a cluster whose machine is gone is not launched again by itself")
 
 
 def _held_back(draft: Draft) -> Reason | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from skyserve.model.decision import Note, Observation, Reason, ReasonCode
 from skyserve.model.evidence import Instance, InstanceState, Listing, Outcome, OutcomeKind, ProbeResult
 from skyserve.model.replica import ALIVE, TRANSITIONS, Failure, Replica, ReplicaStatus
-from skyserve.model.service import ReadinessProbe
+from skyserve.model.service import Kind, ReadinessProbe
 
 LAUNCH_GRACE_S = 60.0
 """How long an accepted launch may be missing from its provider's listing before it counts as lost."""
@@ -28,7 +28,8 @@ _S = ReplicaStatus
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What was seen of one replica. `listed_at` is None while its provider is silent; `in_flight` says whether its
-    launch is still under way; `drained` that no request is left on it."""
+    launch is still under way; `drained` that no request is left on it; `probed` that its readiness is asked for: the
+    machine of a cluster is ready when it runs; `halted` that its machine is to be stopped."""
 
     listed_at: float | None
     instance: Instance | None
@@ -37,6 +38,8 @@ class Evidence:
     in_flight: bool
     drained: bool
     readiness: ReadinessProbe
+    probed: bool = True
+    halted: bool = False
 
 
 def gather(o: Observation, replica: Replica) -> Evidence:
@@ -52,6 +55,8 @@ def gather(o: Observation, replica: Replica) -> Evidence:
         in_flight=replica.token in o.in_flight,
         drained=_is_drained(o, replica),
         readiness=o.specs[replica.version].readiness_probe,
+        probed=o.specs[replica.version].kind is Kind.SERVICE,
+        halted=o.halted,
     )
 
 
@@ -151,14 +156,21 @@ def _starting(replica: Replica, seen: Evidence, now: float) -> Replica:
         return gone
     if seen.instance is not None and seen.instance.address:
         replica = replace(replica, endpoint=seen.instance.address)
-    if seen.probe is not None and seen.probe.ok and seen.probe.at >= replica.status_since_at and replica.endpoint:
+    if _has_come_up(replica, seen):
         ready = move(replica, _S.READY, now)
         return replace(ready, first_ready_at=replica.first_ready_at or now, ready_since_at=now)
-    if now >= initial_deadline(replica, seen.readiness):
+    if seen.probed and now >= initial_deadline(replica, seen.readiness):
         last = f" (last probe: {seen.probe.detail})" if seen.probe else ""
         waited = f"{seen.readiness.initial_delay_seconds:g}s"
         return fail(replica, Failure.INITIAL_DELAY, now, f"not ready {waited} after the start of setup{last}")
     return replica
+
+
+def _has_come_up(replica: Replica, seen: Evidence) -> bool:
+    if not seen.probed:
+        return seen.instance is not None and seen.instance.state is InstanceState.RUNNING
+    probe = seen.probe
+    return probe is not None and probe.ok and probe.at >= replica.status_since_at and replica.endpoint is not None
 
 
 def initial_deadline(replica: Replica, probe: ReadinessProbe) -> float:
@@ -190,6 +202,18 @@ def _not_ready(replica: Replica, seen: Evidence, now: float) -> Replica:
 def probing_deadline(replica: Replica, probe: ReadinessProbe) -> float:
     """When a replica that is not ready any more must be back, Unix seconds."""
     return replica.status_since_at + probe.consecutive_failure_threshold_timeout
+
+
+def _stopped(replica: Replica, seen: Evidence, now: float) -> Replica:
+    state = seen.instance.state if seen.instance else None
+    if state in (InstanceState.STOPPED, InstanceState.STOPPING):
+        return replica
+    gone = _gone(replica, seen, now)
+    if gone is not None:
+        return gone
+    if state is not None and not seen.halted:
+        return replace(move(replica, _S.STARTING, now), endpoint=None)
+    return replica
 
 
 def _draining(replica: Replica, seen: Evidence, now: float) -> Replica:
@@ -266,6 +290,7 @@ _STEPS: dict[ReplicaStatus, Callable[[Replica, Evidence, float], Replica | None]
     _S.STARTING: _starting,
     _S.READY: _ready,
     _S.NOT_READY: _not_ready,
+    _S.STOPPED: _stopped,
     _S.DRAINING: _draining,
     _S.SHUTTING_DOWN: _shutting_down,
     _S.FAILED: _failed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skyserve.decide import autoscale, backoff, health, launching, lifecycle, removal, rollout, setback
+from skyserve.decide import autoscale, backoff, health, launching, lifecycle, power, removal, rollout, setback
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
 from skyserve.model.evidence import Listing
@@ -28,6 +28,7 @@ def decide(o: Observation) -> Plan:
     removal.on_request(draft)
     removal.on_notice(draft)
     if o.wanted:
+        power.follow(draft)
         _follow_target(draft)
     else:
         removal.take_down(draft)
@@ -119,7 +120,7 @@ def _deadlines(draft: Draft) -> list[float]:
             instants.append(lifecycle.probing_deadline(replica, probe))
         elif replica.status is ReplicaStatus.DRAINING and replica.drain_until_at is not None:
             instants.append(replica.drain_until_at)
-        elif replica.status is ReplicaStatus.SHUTTING_DOWN or _is_uncleaned(replica):
+        elif replica.status in (ReplicaStatus.SHUTTING_DOWN, ReplicaStatus.STOPPED) or _is_uncleaned(replica):
             instants.append(draft.o.now + RECHECK_S)
     return instants
 

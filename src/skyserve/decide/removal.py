@@ -10,6 +10,7 @@ from skyserve.decide.draft import Draft
 from skyserve.model.decision import Drain, Note, Reason, ReasonCode, Terminate
 from skyserve.model.evidence import Instance, InstanceState, Listing
 from skyserve.model.replica import ALIVE, SERVING, Replica, ReplicaStatus
+from skyserve.model.service import Kind
 
 DRAIN_S = 120.0
 """How long a replica that is replaced or no longer needed may finish what it has."""
@@ -74,7 +75,8 @@ def on_request(draft: Draft) -> None:
 def take_down(draft: Draft) -> None:
     """Remove everything of a service that the user took down."""
     because = Reason(ReasonCode.SERVICE_DOWN, "the user took the service down")
-    grace_s = 0.0 if draft.o.purge else DOWN_DRAIN_S
+    serves = draft.o.specs[draft.o.latest_version].kind is Kind.SERVICE
+    grace_s = 0.0 if draft.o.purge or not serves else DOWN_DRAIN_S
     for replica in draft.replicas:
         if replica.status in ALIVE:
             let_go(draft, replica, because, grace_s=grace_s)
@@ -116,6 +118,8 @@ def _why_terminate(owner: Replica | None, instance: Instance, listed: Set[str]) 
 
 def forget_failed(draft: Draft) -> None:
     """Failed rows stay for people to look at, but neither many nor long."""
+    if draft.o.specs[draft.o.latest_version].kind is Kind.CLUSTER:
+        return
     failed = [r for r in draft.replicas if r.status is ReplicaStatus.FAILED and r.cleaned]
     newest_first = sorted(failed, key=lambda r: (-r.status_since_at, -r.id))
     for position, replica in enumerate(newest_first):

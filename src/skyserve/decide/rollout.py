@@ -14,6 +14,7 @@ _REMOVAL_ORDER = (
     ReplicaStatus.PENDING,
     ReplicaStatus.PROVISIONING,
     ReplicaStatus.STARTING,
+    ReplicaStatus.STOPPED,
     ReplicaStatus.NOT_READY,
     ReplicaStatus.READY,
 )

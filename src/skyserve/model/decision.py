@@ -25,6 +25,9 @@ class ReasonCode(Enum):
     OLD_VERSION = "OLD_VERSION"
     SERVICE_DOWN = "SERVICE_DOWN"
     USER_REQUEST = "USER_REQUEST"
+    USER_STOP = "USER_STOP"
+    USER_START = "USER_START"
+    NOT_REPLACED = "NOT_REPLACED"
     INTERRUPTION_NOTICE = "INTERRUPTION_NOTICE"
     FAILED_CLEANUP = "FAILED_CLEANUP"
     ORPHAN = "ORPHAN"
@@ -78,7 +81,27 @@ class Terminate:
     because: Reason
 
 
-Action = Launch | Drain | Terminate
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Stop an instance and keep its disk."""
+
+    provider: str
+    instance_id: str
+    replica_id: int
+    because: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Start a stopped instance again."""
+
+    provider: str
+    instance_id: str
+    replica_id: int
+    because: Reason
+
+
+Action = Launch | Drain | Terminate | Halt | Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +147,8 @@ class Observation:
     `uid` tells apart services that had the same name one after the other. `wanted` is False once the user took the
     service down; `purge` means without waiting for anybody. `in_flight` holds the keys of actions that are under way,
     or too recent for the listings to show them (launch tokens, instance ids). `evict` holds replicas that the user
-    asked to remove. `health` is what all services together know of capacity pools. `revision` is the stored state
-    this was read from.
+    asked to remove; `halted` is True while the user wants its machine stopped. `health` is what all services together
+    know of capacity pools. `revision` is the stored state this was read from.
     """
 
     service: str
@@ -146,6 +169,7 @@ class Observation:
     load: LoadReport | None = None
     offerings: tuple[Offering, ...] = ()
     evict: tuple[int, ...] = ()
+    halted: bool = False
     health: tuple[Cooldown, ...] = ()
     memory: Memory = Memory()
     created_at: float = 0.0

@@ -19,6 +19,7 @@ class ReplicaStatus(Enum):
     STARTING = "STARTING"
     READY = "READY"
     NOT_READY = "NOT_READY"
+    STOPPED = "STOPPED"
     DRAINING = "DRAINING"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     FAILED = "FAILED"
@@ -40,9 +41,10 @@ _S = ReplicaStatus
 TRANSITIONS: dict[ReplicaStatus, frozenset[ReplicaStatus]] = {
     _S.PENDING: frozenset({_S.PROVISIONING, _S.SHUTTING_DOWN, _S.FAILED}),
     _S.PROVISIONING: frozenset({_S.STARTING, _S.SHUTTING_DOWN, _S.FAILED}),
-    _S.STARTING: frozenset({_S.READY, _S.SHUTTING_DOWN, _S.FAILED}),
-    _S.READY: frozenset({_S.NOT_READY, _S.DRAINING, _S.SHUTTING_DOWN, _S.FAILED}),
-    _S.NOT_READY: frozenset({_S.READY, _S.DRAINING, _S.SHUTTING_DOWN, _S.FAILED}),
+    _S.STARTING: frozenset({_S.READY, _S.STOPPED, _S.SHUTTING_DOWN, _S.FAILED}),
+    _S.READY: frozenset({_S.NOT_READY, _S.STOPPED, _S.DRAINING, _S.SHUTTING_DOWN, _S.FAILED}),
+    _S.NOT_READY: frozenset({_S.READY, _S.STOPPED, _S.DRAINING, _S.SHUTTING_DOWN, _S.FAILED}),
+    _S.STOPPED: frozenset({_S.STARTING, _S.SHUTTING_DOWN, _S.FAILED}),
     _S.DRAINING: frozenset({_S.SHUTTING_DOWN, _S.FAILED}),
     _S.SHUTTING_DOWN: frozenset({_S.FAILED}),
     _S.FAILED: frozenset(),
@@ -52,7 +54,7 @@ SERVING = frozenset({_S.READY, _S.NOT_READY})
 """Statuses of a replica that has been ready and may be again."""
 COMING = frozenset({_S.PENDING, _S.PROVISIONING, _S.STARTING})
 """Statuses of a replica that has not been ready yet."""
-ALIVE = SERVING | COMING
+ALIVE = SERVING | COMING | {_S.STOPPED}
 """Statuses that count towards the target."""
 LEAVING = frozenset({_S.DRAINING, _S.SHUTTING_DOWN})
 """Statuses of a replica that is being removed on purpose."""

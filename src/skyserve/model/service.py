@@ -9,6 +9,13 @@ from enum import Enum
 from skyserve.model.resources import ResourceChoice
 
 
+class Kind(Enum):
+    """What a spec is for: replicas behind an endpoint, or one machine to work on, which nothing replaces."""
+
+    SERVICE = "service"
+    CLUSTER = "cluster"
+
+
 class UpdateMode(Enum):
     """How a new version takes over."""
 
@@ -105,6 +112,7 @@ class ServiceSpec:
     file_mounts: Mapping[str, str] = field(default_factory=dict)
     num_nodes: int = 1
     source: str = ""
+    kind: Kind = Kind.SERVICE
 
     def shares_launch_with(self, other: ServiceSpec) -> bool:
         """Whether a replica launched for one of the two may serve for the other without being launched again.

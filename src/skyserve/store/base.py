@@ -17,7 +17,8 @@ from skyserve.model.service import ServiceSpec, UpdateMode
 class ServiceState:
     """All that is stored of one service.
 
-    `revision` grows with every write to it. `evict` is what the user asked to remove. `health` is what all services
+    `revision` grows with every write to it. `evict` is what the user asked to remove, `halted` whether the
+    user wants the machine stopped. `health` is what all services
     together know of capacity pools. `first_ready_at` is when it first had a ready replica; `note` says what the last
     plan waits for.
     """
@@ -36,6 +37,7 @@ class ServiceState:
     next_replica_id: int
     memory: Memory
     evict: tuple[int, ...] = ()
+    halted: bool = False
     health: tuple[Cooldown, ...] = ()
     first_ready_at: float | None = None
     target: int = 0
@@ -86,6 +88,10 @@ class Store(Protocol):
 
     async def evict(self, service: str, replica_id: int) -> None:
         """Remember that the user wants one replica removed. Raises ServiceNotFound."""
+        ...
+
+    async def halt(self, service: str, *, halted: bool) -> None:
+        """Remember whether the user wants the machine stopped. Raises ServiceNotFound."""
         ...
 
     async def delete(self, service: str) -> None:

@@ -47,6 +47,7 @@ SERVICES = sa.Table(
     sa.Column("uid", sa.Text, nullable=False),
     sa.Column("wanted", sa.Boolean, nullable=False),
     sa.Column("purge", sa.Boolean, nullable=False),
+    sa.Column("halted", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("port", sa.Integer, nullable=False),
     sa.Column("latest_version", sa.BigInteger, nullable=False),
     sa.Column("update_mode", sa.Text, nullable=False),
@@ -166,6 +167,10 @@ class SqlStore:
         """Remember that the user wants one replica removed, until a plan no longer has it alive."""
         await self._run(self._writer, lambda db: _evict(db, service, replica_id))
 
+    async def halt(self, service: str, *, halted: bool) -> None:
+        """Remember whether the user wants the machine stopped."""
+        await self._run(self._writer, lambda db: _halt(db, service, halted))
+
     async def delete(self, service: str) -> None:
         """Forget a service and all that belongs to it. Fine when it is already gone."""
         statement = sa.delete(SERVICES).where(SERVICES.c.name == service)
@@ -217,6 +222,7 @@ def _create(db: sa.Connection, spec: ServiceSpec, uid: str, port: int, now: floa
         "uid": uid,
         "wanted": True,
         "purge": False,
+        "halted": False,
         "port": port,
         "latest_version": 1,
         "update_mode": UpdateMode.ROLLING.value,
@@ -278,6 +284,7 @@ def _load(db: sa.Connection, service: str) -> ServiceState:
         next_replica_id=row["next_replica_id"],
         memory=_decode(Memory, row["memory"]),
         evict=_evictions(db, service),
+        halted=row["halted"],
         health=_health(db),
         first_ready_at=row["first_ready_at"],
         target=row["target"],
@@ -393,6 +400,12 @@ def _want_down(db: sa.Connection, service: str, purge: bool) -> None:
     purge = purge or row["purge"]
     if row["wanted"] or row["purge"] != purge:
         _update(db, row, wanted=False, purge=purge)
+
+
+def _halt(db: sa.Connection, service: str, halted: bool) -> None:
+    row = _locked(db, service)
+    if row["halted"] != halted:
+        _update(db, row, halted=halted)
 
 
 def _evict(db: sa.Connection, service: str, replica_id: int) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from skyserve.errors import StoreUnavailable
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision in `versions/`."""
 
 _VERSION = sa.table("alembic_version", sa.column("version_num"))
