@@ -80,6 +80,8 @@ class FakeController:
     warnings: tuple[str, ...] = ()
     decisions: list[DecisionView] = field(default_factory=list)
     logs: dict[tuple[str, int | None], list[bytes]] = field(default_factory=dict)
+    executed: list[dict[str, object]] = field(default_factory=lambda: [{"exit": 0}])
+    """What a script that is executed tells, a document a line."""
     health: list[dict[str, object]] = field(default_factory=list)
     refuse: dict[str, tuple[int, object]] = field(default_factory=dict)
     """Errors by `METHOD /path`: status and document."""
@@ -154,6 +156,8 @@ class FakeController:
             return 200, {"version": version, "spec": to_json(spec)}
         if method == "GET" and rest == "decisions":
             return 200, {"decisions": to_json(tuple(self.decisions))}
+        if rest == "halted":
+            return 200, {}
         if method == "PUT":
             return 200, {"version": view.latest_version + 1}
         return 200, to_json(view) if method == "GET" else {}
@@ -171,6 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, {"error": {"code": "UNAUTHORIZED", "message": "unknown token", "hint": None}})
         elif self.path.partition("?")[0].endswith("/logs"):
             self._send_log()
+        elif self.path.endswith("/execute"):
+            self._send(200, b"".join(json.dumps(line).encode() + b"\n" for line in self.fake.executed))
         else:
             self._send(*self.fake.answer(self.command, self.path, body))
 

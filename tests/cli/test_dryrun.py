@@ -144,15 +144,6 @@ def test_a_damaged_catalog_is_named(sky, damaged, write):
     assert result.json["error"]["hint"].endswith("sky catalog use builtin")
 
 
-def test_launch_is_for_dry_runs(sky, prices):
-    result = sky("launch", "--gpus", "L4:1")
-    assert result.code == 2
-    assert result.err == (
-        "error: launch of clusters is not supported: `sky launch` only shows plans\n"
-        "hint: add --dryrun, or run a service: sky serve up SERVICE_YAML\n"
-    )
-
-
 def test_launch_without_a_file(sky, prices):
     result = sky("launch", "--gpus", "L4:1", "--dryrun")
     assert [row[:2] for row in _rows(result)] == [["GCP", "g2-standard-4"], ["AWS", "g6.xlarge"]]

@@ -5,6 +5,7 @@ Knows the wire; knows neither how a controller is found nor what is printed.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 from collections.abc import Iterator, Mapping
@@ -177,6 +178,20 @@ class ControlClient:
         finally:
             connection.close()
 
+    def halt(self, name: str, *, halted: bool) -> None:
+        """Stop the machine of a cluster and keep its disk, or let it go on."""
+        self._call("PUT", _path(name, "halted"), {"halted": halted})
+
+    def execute(self, name: str, script: str) -> Iterator[bytes | int]:
+        """Run a script on the machine of a cluster: its output as it comes, and at last its exit code."""
+        connection = self._connect(None)
+        try:
+            response = self._answer(connection, "POST", _path(name, "execute"), {"script": script})
+            while line := _line(response):
+                yield _told(line)
+        finally:
+            connection.close()
+
     def health(self) -> tuple[HealthView, ...]:
         """What is known of capacity pools, by scope."""
         return self._view(_Health, "GET", "/v1/infra/health").pools
@@ -262,6 +277,26 @@ def _piece(response: http.client.HTTPResponse) -> bytes:
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
         raise ControllerUnavailable("the log stream broke off", hint="run the command again") from error
+
+
+def _line(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.readline()
+    except (OSError, http.client.HTTPException) as error:
+        raise ControllerUnavailable("the output broke off", hint="the script may have been ended with it") from error
+
+
+def _told(line: bytes) -> bytes | int:
+    told = _document(line)
+    if isinstance(told, dict):
+        data, code, error = told.get("data"), told.get("exit"), told.get("error")
+        if isinstance(data, str):
+            return base64.b64decode(data)
+        if isinstance(code, int):
+            return code
+        if isinstance(error, str):
+            raise ProviderError(error)
+    raise _misunderstood("a line of another kind")
 
 
 def _document(body: bytes) -> JsonValue:

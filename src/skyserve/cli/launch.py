@@ -1,7 +1,8 @@
-"""`sky launch --dryrun`: where a task could run and for how much. There are no clusters here, only services."""
+"""`sky launch`: a machine of one's own for a task, or with --dryrun only where it could run and for how much."""
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from skyserve.cli.options import LaunchFlags, launch_options
-from skyserve.cli.session import Session, pass_session
-from skyserve.errors import UsageError
+from skyserve.cli.session import Detached, Session, pass_session
 
 if TYPE_CHECKING:
+    from skyserve.cli.client import ControlClient
     from skyserve.spec.load import LoadedService
 
 _SERVICE = "service:\n  readiness_probe: /\n"
@@ -21,42 +22,71 @@ _PORT = "8080"
 
 
 @click.command()
-@click.argument("task_yaml", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.argument("task", nargs=-1, metavar="[TASK_YAML|COMMAND]...")
+@click.option("--cluster", "-c", metavar="NAME", help="Name of the cluster; without it, one is made up.")
+@click.option("--detach-run", "-d", is_flag=True, help="Do not follow the output once the machine is up.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @launch_options
 @pass_session
-def launch(session: Session, task_yaml: str | None, **flags: Unpack[LaunchFlags]) -> None:
-    """Show where a task could run, with --dryrun.
+def launch(
+    session: Session,
+    task: tuple[str, ...],
+    cluster: str | None,
+    detach_run: bool,
+    yes: bool,
+    **flags: Unpack[LaunchFlags],
+) -> None:
+    """Launch a machine and run a task on it.
 
-    The task in TASK_YAML, or without a file what the options ask for. `sky serve up` runs services; clusters are not
-    supported.
+    The task is a YAML or a command. The machine stays up when the task has ended: `sky exec` runs more on it, `sky
+    stop` halts it, `sky down` ends it. On a cluster that is up already, the task runs beside what runs there.
+    With --dryrun nothing is launched; the plan covers all clouds, also those that cannot be used from here.
 
     \b
     Examples:
-      sky launch task.yaml --dryrun
+      sky launch -c dev task.yaml
+      sky launch -c dev --gpus L4:1 nvidia-smi
       sky launch --gpus A100:8 --use-spot --dryrun
     """
     from skyserve.cli import dryrun
 
-    if not flags["dryrun"]:
-        raise UsageError(
-            "launch of clusters is not supported: `sky launch` only shows plans",
-            hint="add --dryrun, or run a service: sky serve up SERVICE_YAML",
-        )
-    if task_yaml:
-        session.screen.say(f"Task from YAML spec: {task_yaml}")
-    dryrun.show(session, _load(session, task_yaml, flags))
+    name = cluster or f"sky-{secrets.token_hex(2)}"
+    loaded = load_task(session, task, name, flags)
+    if flags["dryrun"]:
+        dryrun.show(session, loaded)
+        return
+    client = session.controller()
+    known = next((view for view in session.everything() if view.name == name), None)
+    if known is not None:
+        _again(session, known.kind, name, loaded)
+        return
+    _new(session, client, loaded, yes=yes, detached=detach_run)
 
 
-def _load(session: Session, path: str | None, flags: LaunchFlags) -> LoadedService:
+def load_task(session: Session, task: tuple[str, ...], name: str | None, flags: LaunchFlags) -> LoadedService:
+    """What a YAML, a command, or the options alone ask for, as the spec of a cluster. Raises SpecError, UsageError."""
     from skyserve.cli import plan
+    from skyserve.model.service import Kind
     from skyserve.spec.load import load_service
 
-    source, label = _as_service(Path(path)) if path else (_SERVICE + _RUN, "the options")
-    overrides = plan.overrides(session, None, flags)
+    path = task_file(task)
+    source, label = _as_service(path) if path else (_SERVICE + _RUN, "the options")
+    if path:
+        session.screen.say(f"Task from YAML spec: {path}")
+    overrides = plan.overrides(session, name, flags)
     if isinstance(source, str):
         overrides = replace(overrides, ports=overrides.ports or (_PORT,))
-    loaded = load_service(source, overrides=overrides, fingerprint_key=plan.NO_KEY, label=label)
-    return replace(loaded, spec=plan.anchored(loaded.spec, Path.cwd()))
+    key = plan.NO_KEY if flags["dryrun"] else plan.fingerprint_key(session)
+    loaded = load_service(source, overrides=overrides, fingerprint_key=key, label=label)
+    run = loaded.spec.run if path else " ".join(task)
+    return replace(loaded, spec=replace(plan.anchored(loaded.spec, Path.cwd()), kind=Kind.CLUSTER, run=run))
+
+
+def task_file(task: tuple[str, ...]) -> Path | None:
+    """The YAML, when that is what the words name."""
+    if len(task) == 1 and task[0].endswith((".yaml", ".yml")):
+        return Path(task[0])
+    return None
 
 
 def _as_service(path: Path) -> tuple[Path | str, str]:
@@ -73,3 +103,36 @@ def _as_service(path: Path) -> tuple[Path | str, str]:
     if "service" in keys:
         return path, str(path)
     return f"{text.rstrip()}\n{_SERVICE}{'' if 'run' in keys else _RUN}", str(path)
+
+
+def _new(session: Session, client: ControlClient, loaded: LoadedService, *, yes: bool, detached: bool) -> None:
+    from skyserve.cli import cluster, plan, wait
+    from skyserve.model.codec import to_json
+
+    name = loaded.spec.name
+    plan.present(session, client, "the task", loaded)
+    if not yes:
+        session.screen.confirm(f"Launching a new cluster '{name}'. Proceed?", if_no="Nothing was created.")
+    client.create(loaded.spec, loaded.secrets)
+    try:
+        view = wait.until(session, name, wait.machine_up)
+        if session.as_json:
+            session.screen.json(to_json(view))
+        elif not detached:
+            cluster.follow_run(session, client, name)
+    except KeyboardInterrupt:
+        session.screen.say(f"\nCluster '{name}' goes on. To follow it: sky logs {name}; to end it: sky down {name}")
+        raise Detached from None
+    session.screen.say(f"Cluster '{name}' is up. More on it: sky exec {name} COMMAND; to end it: sky down {name}")
+
+
+def _again(session: Session, kind: str, name: str, loaded: LoadedService) -> None:
+    """The cluster is there already: its machine runs the task too."""
+    from skyserve.cli import cluster
+    from skyserve.errors import ServiceExists
+
+    if kind != "cluster":
+        raise ServiceExists(f"'{name}' is a service", hint="name the cluster otherwise: sky launch -c NAME")
+    session.screen.say(f"Cluster '{name}' is there already: the task runs on it.")
+    parts = [loaded.spec.setup or "", loaded.spec.run]
+    cluster.execute(session, name, "\n".join(part for part in parts if part))

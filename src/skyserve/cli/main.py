@@ -35,11 +35,18 @@ class _Sky(LazyGroup):
         "catalog": "skyserve.cli.catalog:catalog",
         "infra": "skyserve.cli.infra:infra",
         "launch": "skyserve.cli.launch:launch",
+        "exec": "skyserve.cli.cluster:exec_",
+        "status": "skyserve.cli.cluster:status",
+        "logs": "skyserve.cli.cluster:logs",
+        "stop": "skyserve.cli.cluster:stop",
+        "start": "skyserve.cli.cluster:start",
+        "down": "skyserve.cli.cluster:down",
         "controller": "skyserve.cli.controller:controller",
     }
     sections: ClassVar[Mapping[str, Sequence[str]]] = {
         "Services": ("serve", "controller"),
-        "Places and prices": ("check", "show-gpus", "gpus", "catalog", "infra", "launch"),
+        "Clusters": ("launch", "exec", "status", "logs", "stop", "start", "down"),
+        "Places and prices": ("check", "show-gpus", "gpus", "catalog", "infra"),
     }
 
 

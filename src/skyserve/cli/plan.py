@@ -38,13 +38,13 @@ def load(
     loaded = load_service(
         Path(path),
         overrides=overrides(session, name, flags),
-        fingerprint_key=key or _fingerprint_key(session),
+        fingerprint_key=key or fingerprint_key(session),
         name_suffix=secrets.token_hex(2),
     )
     return replace(loaded, spec=anchored(loaded.spec, Path.cwd()))
 
 
-def _fingerprint_key(session: Session) -> bytes:
+def fingerprint_key(session: Session) -> bytes:
     from skyserve.store.secrets import SecretStore
 
     daemon.make_home(session.config)

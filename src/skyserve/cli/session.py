@@ -50,24 +50,40 @@ class Session:
 
     def services(self) -> tuple[ServiceView, ...]:
         """Every service; none when there is neither a controller nor state."""
+        return tuple(view for view in self.everything() if view.kind == "service")
+
+    def clusters(self) -> tuple[ServiceView, ...]:
+        """Every cluster; none when there is neither a controller nor state."""
+        return tuple(view for view in self.everything() if view.kind == "cluster")
+
+    def everything(self) -> tuple[ServiceView, ...]:
+        """Every service and every cluster."""
         client = self.existing_controller()
         return client.services() if client else ()
 
     def service(self, name: str) -> tuple[ControlClient, ServiceView]:
         """The controller and one service. Raises ServiceNotFound."""
+        return self._named(name, "service")
+
+    def cluster(self, name: str) -> tuple[ControlClient, ServiceView]:
+        """The controller and one cluster. Raises ServiceNotFound."""
+        return self._named(name, "cluster")
+
+    def _named(self, name: str, kind: str) -> tuple[ControlClient, ServiceView]:
         client = self.existing_controller()
-        views = client.services() if client else ()
+        views = [view for view in client.services() if view.kind == kind] if client else []
         view = next((view for view in views if view.name == name), None)
         if client is None or view is None:
-            raise not_found(name, (view.name for view in views))
+            raise not_found(name, (view.name for view in views), kind)
         return client, view
 
 
-def not_found(name: str, known: Iterable[str]) -> ServiceNotFound:
-    """The error for a name that no service has, with the nearest one that exists."""
+def not_found(name: str, known: Iterable[str], kind: str = "service") -> ServiceNotFound:
+    """The error for a name that no service (or cluster) has, with the nearest one that exists."""
     near = wording.nearest(name, known)
-    hint = f"did you mean '{near}'?" if near else "`sky serve status` lists the services"
-    return ServiceNotFound(f"no service is called '{name}'", hint=hint)
+    listing = "sky serve status" if kind == "service" else "sky status"
+    hint = f"did you mean '{near}'?" if near else f"`{listing}` lists the {kind}s"
+    return ServiceNotFound(f"no {kind} is called '{name}'", hint=hint)
 
 
 pass_session = click.make_pass_decorator(Session)

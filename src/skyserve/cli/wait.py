@@ -61,6 +61,21 @@ def all_ready(at_least: int) -> Judge:
     return judge
 
 
+def machine_up(view: ServiceView) -> Judgement:
+    """A judge for a cluster: done when its machine runs; it failed when that is gone, as nothing takes its place."""
+    if any(replica.status == _READY for replica in view.replicas):
+        return Judgement(Verdict.DONE)
+    if any(tables.has_failed(replica) for replica in view.replicas):
+        return Judgement(Verdict.FAILED, "failed")
+    return Judgement(Verdict.WAIT)
+
+
+def machine_stopped(view: ServiceView) -> Judgement:
+    """A judge for a cluster that is to stop."""
+    stopped = all(replica.status == ReplicaStatus.STOPPED.value for replica in view.replicas)
+    return Judgement(Verdict.DONE if stopped else Verdict.WAIT)
+
+
 def version_ready(version: int, at_least: int) -> Judge:
     """A judge for an update: done when the new version has all its replicas and the older ones are gone."""
 
@@ -163,16 +178,20 @@ def _failed(view: ServiceView, what: str) -> ServiceNotReady:
     broken = [replica for replica in view.replicas if tables.has_failed(replica)]
     lines = [line for told in tables.troubles(broken[-1:]) for line in told]
     note = f": {remark}" if (remark := tables.remark(view)) else ""
-    return ServiceNotReady("\n".join([f"service '{view.name}' {what}{note}", *lines]), hint=_inspect(view, broken))
+    return ServiceNotReady("\n".join([f"{view.kind} '{view.name}' {what}{note}", *lines]), hint=_inspect(view, broken))
 
 
 def _late(view: ServiceView, timeout_s: float) -> ServiceNotReady:
     note = f" ({remark})" if (remark := tables.remark(view)) else ""
-    message = f"service '{view.name}' is {view.status}{note} after {timeout_s:g} s, {view.ready} of {view.target} ready"
+    message = (
+        f"{view.kind} '{view.name}' is {view.status}{note} after {timeout_s:g} s, {view.ready} of {view.target} ready"
+    )
     return ServiceNotReady(f"{message}. It goes on without this command.", hint=_inspect(view, view.replicas))
 
 
 def _inspect(view: ServiceView, replicas: Sequence[ReplicaView]) -> str:
+    if view.kind == "cluster":
+        return f"`sky logs {view.name}` shows the output, `sky down {view.name}` removes the cluster"
     which = f" {replicas[-1].id}" if replicas else ""
     return (
         f"`sky serve logs {view.name}{which}` shows the output, `sky serve why {view.name}` the decisions, "

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 
 from skyserve.clock import Clock
+from skyserve.controller.cluster import keep_up
 from skyserve.controller.files import Files
 from skyserve.decide.optimize import asked_for
 from skyserve.errors import (
@@ -25,7 +26,7 @@ from skyserve.model.codec import dumps
 from skyserve.model.decision import Halt, Launch, Observation, Plan, Resume, Terminate
 from skyserve.model.evidence import Listing, Outcome, OutcomeKind
 from skyserve.model.replica import Replica
-from skyserve.model.service import ServiceSpec
+from skyserve.model.service import Kind, ServiceSpec
 from skyserve.providers.base import LaunchOrder, Provider
 from skyserve.store.secrets import SecretStore
 
@@ -177,7 +178,7 @@ def launch_order(tag: str, spec: ServiceSpec, replica: Replica, secrets: SecretS
         token=replica.token,
         workspace=_workspace(spec, version),
         offering=replica.offering,
-        run=spec.run,
+        run=keep_up(spec.run) if spec.kind is Kind.CLUSTER else spec.run,
         setup=spec.setup,
         port=spec.port,
         envs=dict(spec.envs),

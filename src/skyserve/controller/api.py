@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,6 +23,7 @@ from skyserve.errors import (
     CapacityUnavailable,
     Conflict,
     Infeasible,
+    ProviderError,
     ServiceExists,
     ServiceNotFound,
     SkyServeError,
@@ -32,6 +35,7 @@ from skyserve.model.codec import CodecError, from_json, to_json
 from skyserve.model.health import Cooldown
 from skyserve.model.service import ServiceSpec, UpdateMode
 from skyserve.model.view import ServiceView
+from skyserve.providers.base import Exit
 
 _STATUS: tuple[tuple[type[SkyServeError], int], ...] = (
     (Unauthorized, 401),
@@ -222,10 +226,43 @@ def _change_routes(app: FastAPI, supervisor: Supervisor) -> None:
         await supervisor.down(name, purge=purge)
         return JSONResponse({})
 
+    @app.put("/v1/services/{name}/halted")
+    async def halt(name: str, request: Request) -> JSONResponse:
+        await supervisor.halt(name, halted=bool((await _object_of(request)).get("halted")))
+        return JSONResponse({})
+
+    @app.post("/v1/services/{name}/execute")
+    async def execute(name: str, request: Request) -> Response:
+        script = (await _object_of(request)).get("script")
+        if not isinstance(script, str):
+            raise UsageError("the request holds no script")
+        stream = await supervisor.execute(name, script)
+        return StreamingResponse(_until_gone(_in_lines(stream)), media_type="application/x-ndjson")
+
     @app.delete("/v1/services/{name}/replicas/{replica_id}")
     async def evict(name: str, replica_id: int) -> JSONResponse:
         await supervisor.evict(name, replica_id)
         return JSONResponse({})
+
+
+async def _object_of(request: Request) -> Mapping[str, object]:
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the request is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise UsageError("the request is no JSON object")
+    return body
+
+
+async def _in_lines(stream: AsyncIterator[bytes | Exit]) -> AsyncIterator[bytes]:
+    """One JSON object a line: `{"data": BASE64}` for output, `{"exit": CODE}` or `{"error": TEXT}` at last."""
+    try:
+        async for part in stream:
+            line = {"exit": part.code} if isinstance(part, Exit) else {"data": base64.b64encode(part).decode()}
+            yield json.dumps(line).encode() + b"\n"
+    except ProviderError as error:
+        yield json.dumps({"error": error.message}).encode() + b"\n"
 
 
 async def _spec(request: Request) -> tuple[ServiceSpec, Mapping[str, object]]:

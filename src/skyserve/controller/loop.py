@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from skyserve.clock import Clock, sleep_unless
 from skyserve.controller.act import Hands
+from skyserve.controller.cluster import NoDoor
 from skyserve.controller.door import Door
 from skyserve.controller.offers import Offers
 from skyserve.controller.probe import Prober, Question, probed, question
@@ -44,7 +45,7 @@ class World:
     offers: Offers
     prober: Prober
     hands: Hands
-    door: Door
+    door: Door | NoDoor
     nudged: asyncio.Event = field(default_factory=asyncio.Event)
     trouble: str = ""
     lease: Lease | None = None

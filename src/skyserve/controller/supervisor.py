@@ -8,7 +8,7 @@ import logging
 import platform
 import shutil
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -17,17 +17,18 @@ from skyserve.clock import Clock
 from skyserve.config import Config
 from skyserve.controller import admission
 from skyserve.controller.act import Hands, launch_order
+from skyserve.controller.cluster import NoDoor
 from skyserve.controller.door import Door, DoorPlace
 from skyserve.controller.files import Files
 from skyserve.controller.loop import World, run
 from skyserve.controller.offers import Offered, Offers, require
 from skyserve.controller.probe import Prober
 from skyserve.controller.watch import Watch
-from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound, StoreUnavailable
+from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound, StoreUnavailable, UsageError
 from skyserve.model.evidence import LoadReport, Silent
-from skyserve.model.replica import COMING
-from skyserve.model.service import ServiceSpec, UpdateMode
-from skyserve.providers.base import LaunchOrder
+from skyserve.model.replica import COMING, Replica, ReplicaStatus
+from skyserve.model.service import Kind, ServiceSpec, UpdateMode
+from skyserve.providers.base import Exit, LaunchOrder
 from skyserve.providers.registry import Roster
 from skyserve.store.base import ServiceState, Store
 from skyserve.store.secrets import SecretStore
@@ -156,6 +157,29 @@ class Supervisor:
         await self.store.evict(name, replica_id)
         self._nudge(name)
 
+    async def halt(self, name: str, *, halted: bool) -> None:
+        """Stop the machine of a cluster, or let it go on. Raises UsageError where that cannot be."""
+        state = await self.store.load(name)
+        replica = _only(state)
+        if replica.offering is not None and not self.providers[replica.offering.provider].capabilities.stops:
+            provider = self.providers[replica.offering.provider]
+            why = provider.capabilities.cannot.get("stop", "its machines cannot be stopped")
+            raise UsageError(f"{provider.title}: {why}", hint=f"`sky down {name}` ends it, with its disk")
+        await self.store.halt(name, halted=halted)
+        self._nudge(name)
+
+    async def execute(self, name: str, script: str) -> AsyncIterator[bytes | Exit]:
+        """Run a script on the machine of a cluster. Raises UsageError when it does not run."""
+        state = await self.store.load(name)
+        replica = _only(state)
+        if replica.status is not ReplicaStatus.READY or replica.offering is None or replica.instance_id is None:
+            raise UsageError(f"cluster {name!r} is not up: it is {replica.display_status}", hint=f"sky start {name}")
+        spec = state.specs[replica.launched_version]
+        tag = f"{state.name}-{state.uid}"
+        secrets = await asyncio.to_thread(self._secrets.get, tag, replica.launched_version) if spec.secrets else {}
+        provider = self.providers[replica.offering.provider]
+        return provider.execute(replica.instance_id, script, {**spec.envs, **secrets})
+
     async def forget_health(self, scope: str | None) -> int:
         """Forget what is known of a place, or of all, and look again; how many entries that were."""
         forgotten = await self.store.forget_health(scope)
@@ -183,6 +207,7 @@ class Supervisor:
             raise RuntimeError("the supervisor has not been started")
         nudged = asyncio.Event()
         prober = Prober(self._session, self.clock, nudged.set)
+        serves = state.specs[state.latest_version].kind is Kind.SERVICE
         place = DoorPlace(
             service=state.name,
             directory=self.config.service_dir(tag),
@@ -200,7 +225,7 @@ class Supervisor:
             offers=Offers(self.providers, self.clock),
             prober=prober,
             hands=Hands(self.providers, self._secrets, self._files(tag), self.clock, nudged.set),
-            door=Door(place, self.clock, nudged.set, prober.hurry),
+            door=Door(place, self.clock, nudged.set, prober.hurry) if serves else NoDoor(),
             nudged=nudged,
         )
 
@@ -344,3 +369,12 @@ class Supervisor:
     def _forget_files(self, tag: str) -> None:
         self._secrets.drop(tag, None)
         shutil.rmtree(self.config.service_dir(tag), ignore_errors=True)
+
+
+def _only(state: ServiceState) -> Replica:
+    """The machine of a cluster."""
+    if state.specs[state.latest_version].kind is not Kind.CLUSTER:
+        raise UsageError(f"{state.name!r} is a service, not a cluster", hint="see `sky serve --help`")
+    if not state.replicas:
+        raise UsageError(f"cluster {state.name!r} has no machine yet", hint="`sky status` says what it waits for")
+    return state.replicas[-1]

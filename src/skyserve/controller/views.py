@@ -41,6 +41,7 @@ def service_view(state: ServiceState, *, host: str, now: float, load: LoadReport
         requested_resources=choice_text(latest.resources),
         created_at=state.created_at,
         note=trouble or state.note,
+        kind=latest.kind.value,
         replicas=tuple(_replica_view(state.name, r, in_flight) for r in sorted(state.replicas, key=lambda r: r.id)),
     )
 

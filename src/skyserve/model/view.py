@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from skyserve.model.resources import Accelerator
 
+RUN_ENDED = "[skyserve] run ended with exit code"
+"""What the log of a cluster says when the script of its task has ended; the exit code follows."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
@@ -31,6 +34,7 @@ class ServiceView:
 
     `versions` are the versions that have a ready replica; `ready` of `total` replicas that have not failed;
     `uptime_s` counts from the first readiness, None before it; `note` says in a sentence what the service waits for.
+    `kind` is `service` or `cluster`.
     """
 
     name: str
@@ -48,6 +52,7 @@ class ServiceView:
     created_at: float
     note: str = ""
     replicas: tuple[ReplicaView, ...] = ()
+    kind: str = "service"
 
 
 @dataclass(frozen=True, slots=True)

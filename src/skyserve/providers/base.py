@@ -120,6 +120,13 @@ class LaunchOrder:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a script that was run beside a replica ended."""
+
+    code: int
+
+
 OrderOf = Callable[[str, str], Awaitable[LaunchOrder | None]]
 """(service tag, token) -> the order of an accepted launch once more, secrets included, or None when no replica waits
 for it any more. So a machine that has come up can be told what to run, also by a controller that started since."""
@@ -167,6 +174,14 @@ class Provider(Protocol):
 
     async def start(self, instance_id: str) -> None:
         """Let a stopped instance go on: setup is not repeated, run is. OrderRejected where `stops` is False."""
+        ...
+
+    def execute(self, instance_id: str, script: str, env: Mapping[str, str]) -> AsyncIterator[bytes | Exit]:
+        """Run a bash script in an instance's working directory, beside what runs there: its output, then its Exit.
+
+        `env` may hold secrets: it is never part of a command line. The script ends with the iterator. Raises
+        OrderRejected where this cannot be done, and for an instance that is not there.
+        """
         ...
 
     def logs(self, instance_id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from skyserve.clock import Clock
@@ -23,7 +23,7 @@ from skyserve.errors import (
 from skyserve.model.evidence import Instance, InstanceState
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import Quantity, ResourceChoice, Resources
-from skyserve.providers.base import Candidates, Capabilities, CheckResult, LaunchOrder, OrderOf
+from skyserve.providers.base import Candidates, Capabilities, CheckResult, Exit, LaunchOrder, OrderOf
 
 _FOLLOW_INTERVAL_S = 1.0
 
@@ -144,6 +144,14 @@ class FakeProvider:
     async def start(self, instance_id: str) -> None:
         """Raises OrderRejected."""
         raise OrderRejected(f"instances of {self.name} cannot be stopped, nor started again")
+
+    async def execute(self, instance_id: str, script: str, env: Mapping[str, str]) -> AsyncIterator[bytes | Exit]:
+        """Prints the script and is done: nothing runs in memory."""
+        self._answer("execute")
+        if instance_id not in self._machines:
+            raise OrderRejected(f"{self.name} has no instance {instance_id}")
+        yield f"{script}\n".encode()
+        yield Exit(0)
 
     async def logs(self, instance_id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
         """What the behaviour printed so far."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from skyserve.clock import Clock
 from skyserve.errors import ProviderError, ProviderUnavailable
 from skyserve.model.evidence import Instance
 from skyserve.model.resources import ResourceChoice
-from skyserve.providers.base import Candidates, CheckResult, LaunchOrder, OrderOf, Provider
+from skyserve.providers.base import Candidates, CheckResult, Exit, LaunchOrder, OrderOf, Provider
 
 T = TypeVar("T")
 
@@ -77,6 +77,15 @@ class Instrumented:
     async def start(self, instance_id: str) -> None:
         """See `Provider.start`."""
         await self._call("start", self._provider.start(instance_id))
+
+    async def execute(self, instance_id: str, script: str, env: Mapping[str, str]) -> AsyncIterator[bytes | Exit]:
+        """See `Provider.execute`. Without a time limit, like `logs`."""
+        stats = self._begin("execute")
+        try:
+            async for data in self._provider.execute(instance_id, script, env):
+                yield data
+        except (ProviderError, *NO_ANSWER) as error:
+            raise self._told(stats, "execute", error) from error
 
     async def logs(self, instance_id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
         """See `Provider.logs`. Without a time limit: a log may well be quiet."""

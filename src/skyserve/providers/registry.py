@@ -14,7 +14,16 @@ from skyserve.config import Config
 from skyserve.errors import ProviderUnavailable
 from skyserve.model.evidence import Instance
 from skyserve.model.resources import ResourceChoice
-from skyserve.providers.base import Candidates, Capabilities, CheckResult, LaunchOrder, NotConfigured, OrderOf, Provider
+from skyserve.providers.base import (
+    Candidates,
+    Capabilities,
+    CheckResult,
+    Exit,
+    LaunchOrder,
+    NotConfigured,
+    OrderOf,
+    Provider,
+)
 from skyserve.providers.instrument import Instrumented
 
 ENTRY_POINT_GROUP = "skyserve.providers"
@@ -132,6 +141,10 @@ class Unloadable:
         raise ProviderUnavailable(self._why)
 
     async def start(self, instance_id: str) -> None:
+        """Raises ProviderUnavailable."""
+        raise ProviderUnavailable(self._why)
+
+    def execute(self, instance_id: str, script: str, env: Mapping[str, str]) -> AsyncIterator[bytes | Exit]:
         """Raises ProviderUnavailable."""
         raise ProviderUnavailable(self._why)
 
