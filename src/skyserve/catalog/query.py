@@ -25,6 +25,9 @@ _EPSILON = 1e-6
 _LARGEST_DISK_GIB = {"aws": 16384, "azure": 4095, "gcp": 65536}
 """Largest disk that a machine can start from."""
 
+ZONAL_CLOUDS = frozenset({"gcp"})
+"""Clouds that have an accelerator in some zones of a region only: there a region alone is no place."""
+
 _CLOSED_REGIONS = ("us-gov-", "usgov", "cn-", "china")
 """Regions that need an account of their own: they are an answer only for those who name them."""
 

@@ -1,26 +1,71 @@
-"""`sky status`, `exec`, `logs`, `stop`, `start` and `down`: what is done with a cluster once it is launched."""
+"""`sky launch`, `status`, `exec`, `logs`, `stop`, `start` and `down`: one machine to work on, from first to last."""
 
 from __future__ import annotations
 
 import codecs
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from skyserve.cli import wording
-from skyserve.cli.options import output_option
+from skyserve.cli.options import LaunchFlags, launch_options, output_option
 from skyserve.cli.session import Detached, Session, not_found, pass_session
 from skyserve.errors import UsageError
 
 if TYPE_CHECKING:
     from skyserve.cli.client import ControlClient
     from skyserve.model.view import ServiceView
+    from skyserve.spec.load import LoadedService
 
 _HEADERS = ("NAME", "INFRA", "RESOURCES", "STATUS", "LAUNCHED")
 _WORDS = {"READY": "UP", "PENDING": "INIT", "PROVISIONING": "INIT", "STARTING": "INIT"}
 _POLL_S = 0.5
+
+
+@click.command()
+@click.argument("task", nargs=-1, metavar="[TASK_YAML|COMMAND]...")
+@click.option("--cluster", "-c", metavar="NAME", help="Name of the cluster; without it, one is made up.")
+@click.option("--detach-run", "-d", is_flag=True, help="Do not follow the output once the machine is up.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@launch_options
+@pass_session
+def launch(
+    session: Session,
+    task: tuple[str, ...],
+    cluster: str | None,
+    detach_run: bool,
+    yes: bool,
+    **flags: Unpack[LaunchFlags],
+) -> None:
+    """Launch a machine and run a task on it.
+
+    The task is a YAML or a command. The machine stays up when the task has ended: `sky exec` runs more on it, `sky
+    stop` halts it, `sky down` ends it. On a cluster that is up already, the task runs beside what runs there.
+    With --dryrun nothing is launched; the plan covers all clouds, also those that cannot be used from here.
+
+    \b
+    Examples:
+      sky launch -c dev task.yaml
+      sky launch -c dev --gpus L4:1 nvidia-smi
+      sky launch --gpus A100:8 --use-spot --dryrun
+    """
+    from skyserve.cli import dryrun
+    from skyserve.cli.task import load_task
+
+    name = cluster or f"sky-{secrets.token_hex(2)}"
+    loaded = load_task(session, task, name, flags)
+    if flags["dryrun"]:
+        dryrun.show(session, loaded)
+        return
+    client = session.controller()
+    known = next((view for view in session.everything() if view.name == name), None)
+    if known is not None:
+        _again(session, known.kind, name, loaded)
+        return
+    _new(session, client, loaded, yes=yes, detached=detach_run)
 
 
 @click.command()
@@ -73,7 +118,7 @@ def exec_(session: Session, name: str, task: tuple[str, ...]) -> None:
       sky exec dev python train.py
       sky exec dev task.yaml
     """
-    execute(session, name, _script(task))
+    _execute(session, name, _script(task))
 
 
 @click.command()
@@ -166,7 +211,39 @@ def down(session: Session, names: tuple[str, ...], everything: bool, purge: bool
         session.screen.json({"clusters": [view.name for view in views]})
 
 
-def execute(session: Session, name: str, script: str) -> None:
+def _new(session: Session, client: ControlClient, loaded: LoadedService, *, yes: bool, detached: bool) -> None:
+    from skyserve.cli import plan, wait
+    from skyserve.model.codec import to_json
+
+    name = loaded.spec.name
+    plan.present(session, client, "the task", loaded)
+    if not yes:
+        session.screen.confirm(f"Launching a new cluster '{name}'. Proceed?", if_no="Nothing was created.")
+    client.create(loaded.spec, loaded.secrets)
+    try:
+        view = wait.until(session, name, wait.machine_up)
+        if session.as_json:
+            session.screen.json(to_json(view))
+        elif not detached:
+            _follow_run(session, client, name)
+    except KeyboardInterrupt:
+        session.screen.say(f"\nCluster '{name}' goes on. To follow it: sky logs {name}; to end it: sky down {name}")
+        raise Detached from None
+    session.screen.say(f"Cluster '{name}' is up. More on it: sky exec {name} COMMAND; to end it: sky down {name}")
+
+
+def _again(session: Session, kind: str, name: str, loaded: LoadedService) -> None:
+    """The cluster is there already: its machine runs the task too."""
+    from skyserve.errors import ServiceExists
+
+    if kind != "cluster":
+        raise ServiceExists(f"'{name}' is a service", hint="name the cluster otherwise: sky launch -c NAME")
+    session.screen.say(f"Cluster '{name}' is there already: the task runs on it.")
+    parts = [loaded.spec.setup or "", loaded.spec.run]
+    _execute(session, name, "\n".join(part for part in parts if part))
+
+
+def _execute(session: Session, name: str, script: str) -> None:
     """Run a script on a cluster's machine; leave with its exit code when that is not 0."""
     client, _ = session.cluster(name)
     code, kept = 0, list[str]()
@@ -186,7 +263,7 @@ def execute(session: Session, name: str, script: str) -> None:
         raise click.exceptions.Exit(code)
 
 
-def follow_run(session: Session, client: ControlClient, name: str) -> None:
+def _follow_run(session: Session, client: ControlClient, name: str) -> None:
     """Print the output of a cluster's task until that has ended; leave with exit code 1 when it failed."""
     from skyserve.cli import log_stream
     from skyserve.model.view import RUN_ENDED
@@ -203,7 +280,7 @@ def follow_run(session: Session, client: ControlClient, name: str) -> None:
 
 
 def _script(task: Sequence[str]) -> str:
-    from skyserve.cli.launch import task_file
+    from skyserve.cli.task import task_file
     from skyserve.spec.document import read_document
     from skyserve.spec.problems import Problems
 

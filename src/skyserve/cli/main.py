@@ -34,7 +34,8 @@ class _Sky(LazyGroup):
         "gpus": "skyserve.cli.gpus:gpus",
         "catalog": "skyserve.cli.catalog:catalog",
         "infra": "skyserve.cli.infra:infra",
-        "launch": "skyserve.cli.launch:launch",
+        "ssh": "skyserve.cli.ssh:ssh",
+        "launch": "skyserve.cli.cluster:launch",
         "exec": "skyserve.cli.cluster:exec_",
         "status": "skyserve.cli.cluster:status",
         "logs": "skyserve.cli.cluster:logs",
@@ -46,7 +47,7 @@ class _Sky(LazyGroup):
     sections: ClassVar[Mapping[str, Sequence[str]]] = {
         "Services": ("serve", "controller"),
         "Clusters": ("launch", "exec", "status", "logs", "stop", "start", "down"),
-        "Places and prices": ("check", "show-gpus", "gpus", "catalog", "infra"),
+        "Places and prices": ("check", "show-gpus", "gpus", "catalog", "infra", "ssh"),
     }
 
 

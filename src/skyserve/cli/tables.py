@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from skyserve.catalog.query import ZONAL_CLOUDS
 from skyserve.cli import wording
 from skyserve.cli.estimate import Cost, Estimate, PlanRow
 from skyserve.model.offering import CapacityType
@@ -16,8 +17,6 @@ REPLICA_HEADERS = ("SERVICE_NAME", "ID", "VERSION", "ENDPOINT", "LAUNCHED", "INF
 _PLAN_HEADERS = ("CLOUD", "INSTANCE", "vCPUs", "Mem(GB)", "ACCELERATORS", "REGION/ZONE", "COST ($)", "CHOSEN")
 REPLICA_EXPENDABLE = ("INFRA", "LAUNCHED", "RESOURCES")
 """What a narrow terminal does without, in this order."""
-_ZONE_MATTERS = frozenset({"gcp"})
-"""Clouds that have an accelerator in some zones of a region only: there a region alone is no place."""
 _DETAIL_LINES = 10
 
 
@@ -130,7 +129,7 @@ def _plan_row(row: PlanRow) -> tuple[str, ...]:
         wording.number(row.vcpus),
         wording.number(row.memory_gib),
         str(row.accelerator) if row.accelerator else "-",
-        place_text(row.infra, with_zone=spot or row.cloud in _ZONE_MATTERS),
+        place_text(row.infra, with_zone=spot or row.cloud in ZONAL_CLOUDS),
         wording.dollars(row.price_per_hour),
         "   ✔" if row.chosen else "",
     )
