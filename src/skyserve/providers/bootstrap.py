@@ -101,8 +101,13 @@ def survivors(token: str, output: str) -> set[int]:
 
 
 def boot_id() -> str:
-    """Differs after each start of the machine; empty where unknown. Pipes and process ids mean nothing across it."""
-    return _read("/proc/sys/kernel/random/boot_id").decode().strip()
+    """Differs after each start of the machine; empty where unknown. Pipes and process ids mean nothing across it.
+
+    A container's kernel was there before it, so when its first process began counts too.
+    """
+    kernel = _read("/proc/sys/kernel/random/boot_id").decode().strip()
+    first = _read("/proc/1/stat").rpartition(b")")[2].split()
+    return f"{kernel}/{first[19].decode()}" if kernel and len(first) > 19 else kernel
 
 
 def _belongs(pid: int, marker: bytes, output: str) -> bool:
@@ -397,8 +402,8 @@ class Supervisor:
             if pid == 0:
                 return False
             if pid == self._child:
-                code = os.waitstatus_to_exitcode(status)
-                self._code = code if code >= 0 else 128 - code
+                # Not `os.waitstatus_to_exitcode`: machines may have Python 3.8.
+                self._code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
     def _ask_to_stop(self, *_: object) -> None:
         self._stop_asked = True

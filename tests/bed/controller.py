@@ -1,0 +1,54 @@
+"""The controller's own `main`, with providers that ask fakes: `python -m tests.bed.controller FAKES`.
+
+FAKES is a JSON file: by provider the public facts of its fake (url, keys, ...) and the module that knows how to make the
+adapter out of them. What is not named there is not offered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+from skyserve.clock import Clock
+from skyserve.config import Config
+from skyserve.controller import __main__ as controller
+from skyserve.providers.base import Provider
+from skyserve.providers.instrument import Instrumented
+from skyserve.providers.vm import VmProvider
+
+
+class FakeRoster:
+    """The providers of a file of fakes."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        fakes = json.loads(Path(sys.argv[1]).read_text())
+        self.providers: dict[str, Provider] = {
+            name: Instrumented(_provider(facts, config, clock), clock) for name, facts in fakes.items()
+        }
+
+    def look_again(self) -> tuple[str, ...]:
+        """Nothing comes later."""
+        return ()
+
+
+def _provider(facts: dict[str, object], config: Config, clock: Clock) -> Provider:
+    module = importlib.import_module(str(facts.pop("module")))
+    fake = SimpleNamespace(**facts)
+    make: Callable[..., Provider] | None = getattr(module, "provider", None)
+    if make is not None:
+        return make(config, clock)
+    wanted = len(inspect.signature(module.adapter).parameters)
+    cloud = module.adapter(*(fake, config, clock)[: min(3, max(2, wanted))])
+    return VmProvider(cloud, config, clock)
+
+
+if __name__ == "__main__":
+    controller.Roster = FakeRoster  # type: ignore[assignment,misc]
+    os.environ.setdefault("SKYSERVE_PUBLIC_ADDRESS", "10.255.0.1/32")
+    sys.exit(controller.main())
