@@ -163,7 +163,7 @@ def service_yaml(sky: Sky, places: str, replicas: int) -> Path:
 
 THREE = """
   - {infra: aws/us-east-1, instance_type: m6i.large}
-  - {infra: gcp/us-east1, instance_type: e2-standard-2}
+  - {infra: gcp/us-central1, instance_type: e2-standard-2}
   - {infra: azure/eastus, instance_type: Standard_D2s_v5}
 """
 
@@ -210,7 +210,6 @@ def test_notice_of_a_cloud_starts_a_replacement_before_the_machine_goes(bed: Bed
             wait_for(lambda: len(core.leftovers()) == 2, seconds=20, why="no replacement")
             took_s = time.monotonic() - noticed_at
             wait_for(lambda: any(row["id"] != 1 for row in sky.ready().values()), seconds=60, why="not ready in time")
-            wait_for(lambda: not victim.alive or not core.leftovers() == [victim], seconds=60)
             wait_for(lambda: victim not in core.leftovers(), seconds=60, why="the old machine stays")
             time.sleep(1)
         assert took_s < 6.0, f"the replacement came {took_s:.1f}s after the notice"
@@ -226,7 +225,7 @@ def test_crashes_of_the_controller_leave_no_machine_and_make_no_second_one(sky: 
     rng = random.Random(7)
     with clouds(sky, None, "gcp", boot_s=3600.0) as world:
         core = world.cores["gcp"]
-        place = "\n  - {infra: gcp/us-east1, instance_type: e2-standard-2}\n"
+        place = "\n  - {infra: gcp/us-central1, instance_type: e2-standard-2}\n"
         yaml = service_yaml(sky, place, 20)
         done = threading.Event()
 

@@ -25,7 +25,7 @@ from skyserve.model.evidence import Instance, InstanceState
 from skyserve.model.offering import CapacityType
 from skyserve.model.resources import Accelerator, ResourceChoice, Resources
 from skyserve.providers import boot, vm
-from skyserve.providers.base import Candidates, Capabilities
+from skyserve.providers.base import Candidates, Capabilities, Exit
 from skyserve.providers.vm_cloud import TAG_INSTALLATION, TAG_SERVICE, TAG_TOKEN, VmState
 
 TOKEN_ID = f"vm/{TOKEN}"
@@ -110,6 +110,47 @@ def test_a_machine_starts_itself_and_is_heard(rig: VmRig) -> None:
         assert rig.cloud.released == ["chat-u1"]
 
     play(rig, scene())
+
+
+@needs_machines
+def test_a_script_runs_beside_the_replica(rig: VmRig) -> None:
+    async def scene() -> None:
+        provider = rig.provider()
+        await provider.launch(rig.order("echo up; exec sleep 1000"))
+        await until(provider, only(InstanceState.RUNNING))
+        script = 'echo $SKYPILOT_SERVE_REPLICA_ID $MINE; basename "$PWD"; echo odd >&2; exit 7'
+        told = [piece async for piece in provider.execute(TOKEN_ID, script, {"MINE": "very secret"})]
+        output = b"".join(piece for piece in told if isinstance(piece, bytes))
+        assert (output, told[-1]) == (b"1 very secret\nworkdir\nodd\n", Exit(7))
+        endless = provider.execute(TOKEN_ID, "echo $$; sleep 1000", {})
+        async for piece in endless:
+            pid = int(piece) if isinstance(piece, bytes) else 0
+            break
+        await endless.aclose()
+        await until_gone(pid)
+        with pytest.raises(OrderRejected):
+            async for _ in provider.execute("vm/unknown", "true", {}):
+                pass
+
+    play(rig, scene())
+
+
+async def until_gone(pid: int) -> None:
+    """Wait until no process has this number in its own namespace, under our test's sleeping script."""
+    deadline = time.monotonic() + 10
+    while any("sleep 1000" in line and "bash -c echo" in line for line in command_lines()):
+        assert time.monotonic() < deadline, f"the script {pid} goes on"
+        await asyncio.sleep(0.05)
+
+
+def command_lines() -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return found
 
 
 @needs_machines

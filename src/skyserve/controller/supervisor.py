@@ -26,7 +26,7 @@ from skyserve.controller.probe import Prober
 from skyserve.controller.watch import Watch
 from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound, StoreUnavailable, UsageError
 from skyserve.model.evidence import LoadReport, Silent
-from skyserve.model.replica import COMING, Replica, ReplicaStatus
+from skyserve.model.replica import ALIVE, Replica, ReplicaStatus
 from skyserve.model.service import Kind, ServiceSpec, UpdateMode
 from skyserve.providers.base import Exit, LaunchOrder
 from skyserve.providers.registry import Roster
@@ -90,6 +90,7 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(provider.close() for provider in self.providers.values()), return_exceptions=True)
         if self._session is not None:
             await self._session.close()
         await self.store.close()
@@ -295,7 +296,7 @@ class Supervisor:
         if served is None:
             return None
         state = await self.store.load(served.world.service)
-        replica = next((r for r in state.replicas if r.token == token and r.status in COMING), None)
+        replica = next((r for r in state.replicas if r.token == token and r.status in ALIVE), None)
         if replica is None or replica.offering is None:
             return None
         spec = state.specs[replica.launched_version]

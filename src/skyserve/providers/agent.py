@@ -10,6 +10,7 @@ directories and processes; nothing of clouds, prices or SSH. Of an order's secre
     agent.py [--root DIR] watch           a line of JSON whenever something changes, and every 5 s, until stdin ends
     agent.py [--root DIR] end TOKEN       end an instance; with --no-wait return as soon as it is told to
     agent.py [--root DIR] logs TOKEN      its output; --tail N, --follow (until it or stdin ends)
+    agent.py [--root DIR] execute TOKEN   a script beside it, as a line of JSON on stdin; its output, its exit code
     agent.py [--root DIR] release SERVICE drop what the instances of a service shared
     agent.py [--root DIR] inventory       the hardware, as JSON
 
@@ -21,12 +22,15 @@ directories and processes; nothing of clouds, prices or SSH. Of an order's secre
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import json
 import os
 import pwd
 import re
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -401,6 +405,58 @@ def release(root: Root, service: str) -> None:
             shutil.rmtree(os.path.join(root.path, folder, safe(service)), ignore_errors=True)
 
 
+# -- beside an instance
+
+
+def execute(root: Root, token: str, stream: BufferedReader) -> None:
+    """Run a script with an instance's variables and directory, until it, stdin or the instance ends."""
+    try:
+        asked = json.loads(stream.readline())
+        script, env = str(asked["script"]), dict(asked["env"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Failure("no script came: " + type(error).__name__) from None  # the text could hold secrets
+    instance = root.instance(token)
+    order, group = instance.order, instance.status.get("group")
+    if not order or not isinstance(group, int) or group <= 0:
+        raise Failure("nothing runs in " + token + " now")
+    workdir = os.path.join(_workspace(root, str(order["service"]), str(order["workspace"])), "workdir")
+    child = subprocess.Popen(
+        ["bash", "-c", script],
+        cwd=workdir,
+        env={**_environment_of(group), **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        _relay(child.stdout.fileno())  # type: ignore[union-attr]
+        _say({"exit": child.wait()})
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _relay(output: int) -> None:
+    """Tell what comes, until it ends. Raises BrokenPipeError as soon as nobody listens."""
+    while True:
+        readable, _, _ = select.select([0, output], [], [])
+        if 0 in readable and not os.read(0, 1):
+            raise BrokenPipeError
+        if output in readable:
+            data = os.read(output, 65536)
+            if not data:
+                return
+            _say({"data": base64.b64encode(data).decode()})
+
+
+def _environment_of(pid: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        entries = file.read().decode("utf-8", "surrogateescape").split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
 # -- hardware
 
 
@@ -463,6 +519,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     for verb in ("launch", "adopt", "watch", "inventory"):
         verbs.add_parser(verb)
     verbs.add_parser("resume").add_argument("token")
+    verbs.add_parser("execute").add_argument("token")
     verbs.add_parser("release").add_argument("service")
     ending = verbs.add_parser("end")
     ending.add_argument("token")
@@ -487,6 +544,7 @@ def main(argv: list[str]) -> int:
         "watch": watch,
         "end": lambda root: end(root, asked.token, wait=not asked.no_wait),
         "logs": lambda root: logs(root, asked.token, tail=asked.tail, follow=asked.follow),
+        "execute": lambda root: execute(root, asked.token, stdin),  # type: ignore[arg-type]
         "release": lambda root: release(root, asked.service),
         "inventory": lambda root: _say(inventory(root)),
     }

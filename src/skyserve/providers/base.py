@@ -128,7 +128,7 @@ class Exit:
 
 
 OrderOf = Callable[[str, str], Awaitable[LaunchOrder | None]]
-"""(service tag, token) -> the order of an accepted launch once more, secrets included, or None when no replica waits
+"""(service tag, token) -> the order of an accepted launch once more, secrets included, or None when no replica stands
 for it any more. So a machine that has come up can be told what to run, also by a controller that started since."""
 
 
@@ -196,4 +196,8 @@ class Provider(Protocol):
 
         Called when its last instance is gone. Fine to call again.
         """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and tasks, as the controller leaves; what runs goes on."""
         ...

@@ -179,6 +179,9 @@ class FakeProvider:
             if machine.order.service == service and machine.gone_at <= now:
                 del self._machines[token]
 
+    async def close(self) -> None:
+        """Nothing is held."""
+
     def preempt(self, instance_id: str) -> None:
         """Take a machine back: it is listed as preempted until it is terminated."""
         self._machines[instance_id].preempted = True

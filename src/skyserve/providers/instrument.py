@@ -100,6 +100,10 @@ class Instrumented:
         """See `Provider.release`."""
         await self._call("release", self._provider.release(service))
 
+    async def close(self) -> None:
+        """See `Provider.close`."""
+        await self._provider.close()
+
     async def _call(self, method: str, call: Coroutine[object, object, T]) -> T:
         stats, began_at = self._begin(method), self._clock.now()
         try:

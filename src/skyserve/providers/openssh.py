@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from skyserve.errors import CredentialsRejected, ProviderError, ProviderUnavailable
+from skyserve.errors import CredentialsRejected, ProviderUnavailable
 
 Feed = Callable[[BinaryIO], None]
 """Writes what a command reads, in a thread of its own; may raise BrokenPipeError, or OSError where it cannot read."""
@@ -43,11 +43,15 @@ _OTHER_KEY = re.compile(
 )
 
 
-class CommandFailed(ProviderError):
-    """A command over there ended with something other than 0: `status`. The message is its last words."""
+class CommandFailed(RuntimeError):
+    """A command over there ended with something other than 0: `status`. `message` is its last words.
+
+    What it means only the caller can know.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
+        self.message = message
         self.status = status
 
 
@@ -119,9 +123,9 @@ class Ssh:
             async for data in pieces:
                 yield data
 
-    async def lines(self, command: str | Sequence[str]) -> AsyncGenerator[str, None]:
-        """The same line by line, without the line ends."""
-        async with contextlib.aclosing(self._stream(command, lines=True)) as pieces:
+    async def lines(self, command: str | Sequence[str], *, first: bytes = b"") -> AsyncGenerator[str, None]:
+        """The same line by line, without the line ends; `first` is written to its stdin at the beginning."""
+        async with contextlib.aclosing(self._stream(command, lines=True, first=first)) as pieces:
             async for data in pieces:
                 yield data.decode(errors="replace").rstrip("\r\n")
 
@@ -153,10 +157,14 @@ class Ssh:
         self._judge(client.code, told)
         return out
 
-    async def _stream(self, command: str | Sequence[str], *, lines: bool) -> AsyncGenerator[bytes, None]:
+    async def _stream(
+        self, command: str | Sequence[str], *, lines: bool, first: bytes = b""
+    ) -> AsyncGenerator[bytes, None]:
         await self._connect()
         client = await self._spawn(_shell(command))
         try:
+            if first:
+                await asyncio.to_thread(client.begin, first)
             while data := await (client.out.readline() if lines else client.out.read(_CHUNK)):
                 yield data
             _, told = await client.finish()
@@ -346,6 +354,12 @@ class _Client:
     def code(self) -> int | None:
         """Its exit code, once it has ended."""
         return self._process.returncode
+
+    def begin(self, data: bytes) -> None:
+        """Write the first of its stdin, and keep that open. Blocks while it does not read."""
+        with contextlib.suppress(BrokenPipeError):
+            while data and self._stdin is not None:
+                data = data[os.write(self._stdin, data) :]
 
     def feed(self, feed: Feed) -> None:
         """Let `feed` write its stdin, then close that. Blocks."""

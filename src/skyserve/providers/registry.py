@@ -155,3 +155,6 @@ class Unloadable:
     async def release(self, service: str) -> None:
         """Raises ProviderUnavailable."""
         raise ProviderUnavailable(self._why)
+
+    async def close(self) -> None:
+        """Nothing is held."""

@@ -5,6 +5,7 @@ Knows the agent's verbs and the shape of what it reports; must not know whose ma
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import json
@@ -17,7 +18,7 @@ from typing import BinaryIO, TypeVar
 from skyserve.errors import ProviderUnavailable
 from skyserve.model.evidence import Instance, InstanceState
 from skyserve.providers import agent, boot
-from skyserve.providers.base import LaunchOrder
+from skyserve.providers.base import Exit, LaunchOrder
 from skyserve.providers.environment import Site, setup_variables, variables
 from skyserve.providers.openssh import Ssh
 
@@ -150,6 +151,14 @@ class RemoteAgent:
             async for data in pieces:
                 yield data
 
+    async def execute(self, token: str, script: str, env: Mapping[str, str]) -> AsyncGenerator[bytes | Exit, None]:
+        """Run a script beside an instance: its output, then its Exit. It ends with the iterator."""
+        line = json.dumps({"script": script, "env": dict(env)}).encode() + b"\n"
+        told = self._ssh.lines(self._command("execute", token), first=line)
+        async with contextlib.aclosing(told) as lines:
+            async for one in lines:
+                yield _understood(one, _piece)
+
     async def release(self, service: str) -> None:
         """Drop what the instances of a service shared."""
         await self._ssh.run(self._command("release", service))
@@ -243,6 +252,12 @@ def _mapping(facts: object) -> Mapping[str, object]:
     if not isinstance(facts, dict):
         raise TypeError("not an object")
     return facts
+
+
+def _piece(told: Mapping[str, object]) -> bytes | Exit:
+    if "data" in told:
+        return base64.b64decode(str(told["data"]))
+    return Exit(int(str(told["exit"])))
 
 
 def _number(value: object) -> float | None:

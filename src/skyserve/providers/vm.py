@@ -27,7 +27,7 @@ from skyserve.providers.contact import Contact
 from skyserve.providers.environment import Site, gpus_of
 from skyserve.providers.identity import installation
 from skyserve.providers.keepsakes import Keepsakes
-from skyserve.providers.openssh import Login, Ssh
+from skyserve.providers.openssh import CommandFailed, Login, Ssh
 from skyserve.providers.priced import PriceList
 from skyserve.providers.remote_agent import Load, load_of, order_for
 from skyserve.providers.vm_cloud import TAG_INSTALLATION, TAG_SERVICE, TAG_TOKEN, Vm, VmCloud, VmOrder, VmState
@@ -156,9 +156,16 @@ class VmProvider:
         self._must_stop()
         await self._cloud.start(instance_id)
 
-    def execute(self, instance_id: str, script: str, env: Mapping[str, str]) -> AsyncIterator[bytes | Exit]:
-        """Raises OrderRejected."""
-        raise OrderRejected(f"nothing can be run beside an instance on {self.title} yet")
+    async def execute(self, instance_id: str, script: str, env: Mapping[str, str]) -> AsyncIterator[bytes | Exit]:
+        """Run a script beside what the machine runs."""
+        vm, known = self._machines.get(instance_id), self._contacts.get(instance_id)
+        if vm is None or known is None:
+            raise OrderRejected(f"there is no machine {instance_id} that could be reached now")
+        try:
+            async for piece in known[1].agent.execute(vm.token, script, env):
+                yield piece
+        except CommandFailed as error:
+            raise OrderRejected(error.message) from error
 
     async def logs(self, instance_id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
         """What the replica printed; of a machine that is gone, what was kept of it."""
