@@ -16,6 +16,7 @@ from skyserve.model.evidence import Instance, InstanceState
 from skyserve.model.offering import CapacityType, Offering
 from skyserve.model.resources import ResourceChoice, Resources
 from skyserve.providers.base import LaunchOrder
+from skyserve.providers.isolation import Isolation
 from skyserve.providers.local import LOCATION, LocalProvider
 from skyserve.providers.local_instance import LocalInstance
 from skyserve.providers.machine import Machine
@@ -28,8 +29,9 @@ PATIENCE_S = 20.0
 
 
 class Tuning(TypedDict, total=False):
-    """Settings of the provider that tests shorten."""
+    """Settings of the provider that tests shorten, or switch on."""
 
+    isolation: Isolation
     grace_s: float
     stop_patience_s: float
     log_bytes: int

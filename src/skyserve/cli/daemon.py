@@ -173,6 +173,7 @@ def _environment(config: Config) -> dict[str, str]:
     return {
         **config.inherited_env,
         "SKYSERVE_HOME": str(config.home),
+        "SKYSERVE_PUBLIC_ADDRESS": ",".join(config.public_addresses),
         "SKYSERVE_IDLE_EXIT_S": str(config.idle_exit_s),
         "SKYSERVE_DEBUG": "1" if config.debug else "0",
     }

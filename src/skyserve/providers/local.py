@@ -1,5 +1,6 @@
 """This machine as a provider: replicas are processes, ended with all their offspring, that share out its CPUs, memory,
-GPUs and ports. Knows processes and files under `Config.local_dir`; must not know what a replica is for.
+GPUs and ports. Knows processes and files under `Config.local_dir`; must not know what a replica is for. What this
+machine allows in order to keep replicas apart is known to `isolation`.
 
     local/lock                                 held while instances are added or removed
           instances/<token>/                   one instance, see `local_instance`
@@ -23,28 +24,62 @@ import socket
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
+from skyserve.clock import Clock
 from skyserve.config import Config
 from skyserve.errors import CapacityUnavailable, OrderRejected, ProviderUnavailable
 from skyserve.model.evidence import Instance
-from skyserve.model.offering import CapacityType, Location, Offering
+from skyserve.model.offering import Location, Offering
 from skyserve.model.resources import ResourceChoice, Resources
-from skyserve.providers import bootstrap, logfile
-from skyserve.providers.base import Candidates, Capabilities, CheckResult, LaunchOrder
-from skyserve.providers.local_instance import LocalInstance, Meta, write_private
+from skyserve.providers import beside, bootstrap, isolation, logfile, machine
+from skyserve.providers.base import (
+    Candidates,
+    Capabilities,
+    CheckResult,
+    Exit,
+    Feature,
+    LaunchOrder,
+    OrderOf,
+    Provider,
+)
+from skyserve.providers.environment import Site, setup_variables, variables
+from skyserve.providers.host_offers import ask_for, ask_of, described, offering
+from skyserve.providers.isolation import Isolation, enclosed
+from skyserve.providers.local_instance import LOOPBACK, LocalInstance, Meta, write_private
 from skyserve.providers.machine import Ask, Machine, Share
 
+if TYPE_CHECKING:
+    from skyserve.providers.enclosure import Plan
+
+TITLE = "Local"
 LOCATION = Location("local", "localhost")
 REPLICA_PORTS = range(20000, 30000)
 """Ports for replicas that do not get the one they declare: below those that outgoing connections use."""
 
 _START_PATIENCE_S = 5.0
+_RETRY_AFTER_S = 2.0  # the port may be that of a replica on its way out
 _LOG_BYTES = 10 * 1024 * 1024
 _KEPT_LOGS = 50
+_GIB = 1024**3
+_PORT_VARIABLE = re.compile(r"\b(?:SKYSERVE_REPLICA_)?PORT\b")
+_CANNOT = {
+    "spot": "this machine has none: nobody can take it back",
+    "stop": "this machine stays on: its instances can only be ended",
+    Feature.IMAGE.value: "this machine runs no images: use `docker run` in `run`",
+    Feature.CONTAINER_IMAGE.value: "this machine runs no images: use `docker run` in `run`",
+    Feature.DISK_TIER.value: "the disk of this machine is what it is",
+}
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-_INSTANCE_TYPE = re.compile(r"host(?:-([\d.]+)cpu)?(?:-([\d.]+)gib)?")
+
+
+def provider(config: Config, clock: Clock) -> Provider:
+    """This machine; see `registry`."""
+    env = config.inherited_env
+    return LocalProvider(config, machine.detect(env), isolation=isolation.detect(env))
 
 
 class LocalProvider:
@@ -55,6 +90,7 @@ class LocalProvider:
     """
 
     name = "local"
+    title = TITLE
     capabilities = Capabilities(shares_host=True, poll_interval_s=0.25, listing_grace_s=2.0)
 
     def __init__(
@@ -62,6 +98,7 @@ class LocalProvider:
         config: Config,
         machine: Machine,
         *,
+        isolation: Isolation = Isolation(),  # noqa: B008 - a frozen value
         grace_s: float = 10.0,
         stop_patience_s: float = 10.0,
         log_bytes: int = _LOG_BYTES,
@@ -69,27 +106,39 @@ class LocalProvider:
         self._root = config.local_dir
         self._inherited_env = config.inherited_env
         self._machine = machine
+        self._isolation = isolation
+        self.capabilities = Capabilities(
+            shares_host=isolation.no_network is not None,
+            delivers=frozenset(feature for feature in Feature if feature.value not in _CANNOT),
+            cannot=_CANNOT,
+            poll_interval_s=0.25,
+            listing_grace_s=2.0,
+        )
         self._grace_s = grace_s
         self._end_patience_s = grace_s + stop_patience_s
         self._log_bytes = log_bytes
+
+    def listen(self, changed: Callable[[], None], order_of: OrderOf) -> None:
+        """Asking costs little here, and is done often: there is never any news."""
 
     async def check(self) -> CheckResult:
         """Usable wherever there is bash."""
         if shutil.which("bash", path=self._inherited_env.get("PATH", os.defpath)) is None:
             return CheckResult(False, "bash is not on the PATH", "install bash: setup and run are bash scripts")
-        return CheckResult(True, str(self._machine))
+        networks = "network namespaces" if self._isolation.no_network is None else "no network namespaces"
+        return CheckResult(True, f"{self._machine}, {networks}")
 
     async def offerings(self, want: ResourceChoice) -> Candidates:
         """This machine, once for each alternative that it could satisfy when nothing else ran."""
         offerings: dict[Offering, None] = {}
         refusals: list[tuple[str, str]] = []
         for resources in want.alternatives:
-            ask = _ask(resources, self._machine)
-            why_not = _foreign(resources) or self._machine.why_never(ask)
+            ask = self._limited(ask_for(resources, self._machine))
+            why_not = _foreign(resources) or self._machine.why_never(ask) or self._no_disk(resources.disk_size)
             if why_not:
-                refusals.append((_describe(resources), why_not))
+                refusals.append((described(resources), why_not))
             else:
-                offerings[_offering(ask, self._machine)] = None
+                offerings[offering(LocalProvider.name, LOCATION, ask, self._machine)] = None
         return Candidates(tuple(offerings), tuple(refusals))
 
     async def launch(self, order: LaunchOrder) -> Instance:
@@ -104,6 +153,26 @@ class LocalProvider:
         """Tell the supervisor to stop. The instance is listed as STOPPING until its last process is gone."""
         if _SAFE_NAME.fullmatch(instance_id):
             await asyncio.to_thread(self._terminate, self._instance(instance_id))
+
+    async def stop(self, instance_id: str) -> None:
+        """Raises OrderRejected."""
+        raise OrderRejected("this machine stays on: its instances cannot be stopped, only ended")
+
+    async def start(self, instance_id: str) -> None:
+        """Raises OrderRejected."""
+        raise OrderRejected("this machine stays on: its instances cannot be stopped, nor started again")
+
+    async def execute(self, instance_id: str, script: str, env: Mapping[str, str]) -> AsyncIterator[bytes | Exit]:
+        """Run a script with the environment, the working directory and the network of the instance's main process."""
+        instance = self._instance(instance_id) if _SAFE_NAME.fullmatch(instance_id) else None
+        meta, report = (instance.meta, instance.report) if instance else (None, None)
+        group = report.get("group", 0) if report else 0
+        if meta is None or group <= 0:
+            raise OrderRejected(f"nothing runs in {instance_id} now")
+        workdir = self._root / "workspaces" / meta.service / meta.workspace / "workdir"
+        own = ["nsenter", f"--net=/proc/{group}/ns/net"] if meta.address != LOOPBACK else []
+        async for piece in beside.run(script, {**beside.environment(group), **env}, workdir, prefix=own):
+            yield piece
 
     async def logs(self, instance_id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
         """Output of setup and run, from the instance itself or from what is kept of it."""
@@ -120,6 +189,22 @@ class LocalProvider:
         if _SAFE_NAME.fullmatch(service):
             await asyncio.to_thread(self._release, service)
 
+    def _limited(self, ask: Ask) -> Ask:
+        """The limits that can be enforced here; the others are only set apart."""
+        only_vcpus = ask.only_vcpus and self._isolation.limits("cpu")
+        return replace(ask, only_vcpus=only_vcpus, only_memory=ask.only_memory and self._isolation.limits("memory"))
+
+    def _no_disk(self, wanted_gib: int | None) -> str | None:
+        """Why there is no room for a disk of this size where replicas live; None when there is."""
+        if wanted_gib is None:
+            return None
+        place = next(path for path in (self._root, *self._root.parents) if path.exists())
+        free_gib = shutil.disk_usage(place).free / _GIB
+        return None if wanted_gib <= free_gib else f"asks for {wanted_gib} GiB of disk, and {free_gib:.1f} are free"
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
     # -- launch
 
     def _launch(self, order: LaunchOrder) -> Instance:
@@ -132,18 +217,20 @@ class LocalProvider:
                 return seen
             if instance.alive():
                 raise ProviderUnavailable(f"replica {order.replica_id} is only just starting", hint="ask again")
-            share, port = self._set_apart(order)
+            share, place = self._set_apart(order)
             self._drop_workspaces(order.service, before=order.version)
             workspace = self._make_workspace(order)
-            instance.create(_meta(order, share, port))
-            failure = self._start(instance, self._payload(order, share, port, workspace, copies))
+            instance.create(_meta(order, share, place))
+            failure = self._start(instance, place, self._payload(order, share, place.port, workspace, copies))
             seen = instance.observe()
         if seen is None:
             raise ProviderUnavailable(f"the supervisor of replica {order.replica_id} did not start: {failure}")
         return seen
 
-    def _set_apart(self, order: LaunchOrder) -> tuple[Share, int]:
-        """Its part of the machine and its port, beside what the instances that have not ended hold."""
+    def _set_apart(self, order: LaunchOrder) -> tuple[Share, _Place]:
+        """Its part of the machine and its place, beside what the instances that have not ended hold."""
+        if why_not := self._no_disk(order.disk_size):
+            raise CapacityUnavailable(f"{order.service_name}/{order.replica_id} {why_not}", hint="free some space")
         holding = [
             meta
             for other in self._instances()
@@ -152,8 +239,36 @@ class LocalProvider:
         shares = [
             Share(f"{meta.service_name}/{meta.replica_id}", meta.vcpus, meta.memory_gib, meta.gpus) for meta in holding
         ]
-        share = self._machine.share(f"{order.service_name}/{order.replica_id}", _ask_of(order.offering), shares)
-        return share, _free_port(order.port, order.token, {meta.port for meta in holding})
+        ask = ask_of(order.offering)
+        share = self._machine.share(f"{order.service_name}/{order.replica_id}", ask, shares)
+        place = self._place(order, [meta for meta in holding if meta.address == LOOPBACK])
+        limits = {"cpu": ask.vcpus if ask.only_vcpus else None, "memory": ask.memory_gib if ask.only_memory else None}
+        amounts = {resource: amount for resource, amount in limits.items() if amount is not None}
+        place.enclosure["groups"] = self._isolation.groups(f"{self._root}/{order.token}", amounts)
+        return share, place
+
+    def _place(self, order: LaunchOrder, neighbours: Sequence[Meta]) -> _Place:
+        """Where it listens: on the declared port if that is free. Otherwise on another port, if `run` asks for its
+        port; or else on the same one, in a network namespace of its own."""
+        taken = {meta.port: f"{meta.service_name}/{meta.replica_id}" for meta in neighbours}
+        declared_is_free = order.port not in taken and _can_bind(order.port)
+        if declared_is_free or asks_for_its_port(order.run):
+            return _Place(LOOPBACK, _free_port(order.port, order.token, set(taken)))
+        if self._isolation.no_network is not None:
+            if _mentions(order.run, order.port):
+                holder = taken.get(order.port, "another program")
+                raise CapacityUnavailable(
+                    f"run listens on port {order.port}, and {holder} has it; a network namespace of its own is not to "
+                    f"be had: {self._isolation.no_network}",
+                    hint="let run listen on $SKYSERVE_REPLICA_PORT, or use one replica",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+            return _Place(LOOPBACK, _free_port(order.port, order.token, set(taken)))
+        try:
+            network = isolation.plan_network((order.port, *order.ports), self._inherited_env)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise CapacityUnavailable(f"no addresses for a network namespace: {error}") from error
+        return _Place(network["inner"], order.port, {"groups": [], "network": network})
 
     def _make_workspace(self, order: LaunchOrder) -> Path:
         workspace = self._root / "workspaces" / order.service / order.workspace
@@ -165,12 +280,7 @@ class LocalProvider:
         self, order: LaunchOrder, share: Share, port: int, workspace: Path, copies: Sequence[tuple[str, str]]
     ) -> bootstrap.Order:
         workdir = workspace / "workdir"
-        gpus = str(len(share.gpus))
-        setup_env = {
-            "SKYPILOT_SETUP_NODE_IPS": "127.0.0.1",
-            "SKYPILOT_SETUP_NODE_RANK": "0",
-            "SKYPILOT_SETUP_NUM_GPUS_PER_NODE": gpus,
-        }
+        site = self._site(share, port)
         return {
             "token": order.token,
             "replica_id": order.replica_id,
@@ -179,42 +289,32 @@ class LocalProvider:
             "setup": order.setup,
             "run": order.run,
             "copies": [[source, str(workdir / destination)] for source, destination in copies],
-            "env": self._environment(order, share, port),
-            "setup_env": setup_env,
+            "env": self._environment(order, site),
+            "setup_env": setup_variables(site),
             "grace_s": self._grace_s,
             "log_bytes": self._log_bytes,
         }
 
-    def _environment(self, order: LaunchOrder, share: Share, port: int) -> dict[str, str]:
-        """What setup and run see. The user's variables win over all but the marker, by which processes are found."""
-        env = dict(self._inherited_env)
-        replica_id = str(order.replica_id)
-        user = env.get("USER") or env.get("LOGNAME") or str(os.getuid())
-        cluster = {"cluster_name": f"{order.service_name}-{replica_id}", "cloud": LOCATION.cloud}
-        env |= {
-            "SKYPILOT_SERVE_REPLICA_ID": replica_id,
-            "SKYPILOT_TASK_ID": order.token,
-            "SKYPILOT_CLUSTER_INFO": json.dumps({**cluster, "region": LOCATION.region, "zone": LOCATION.zone}),
-            "SKYPILOT_USER": user,
-            "SKYPILOT_NODE_IPS": "127.0.0.1",
-            "SKYPILOT_NUM_NODES": "1",
-            "SKYPILOT_NODE_RANK": "0",
-            "SKYPILOT_NUM_GPUS_PER_NODE": str(len(share.gpus)),
-            "PORT": str(port),
-            "SKYSERVE_REPLICA_PORT": str(port),
-            "SKYSERVE_REPLICA_ID": replica_id,
-            "SKYSERVE_SERVICE": order.service_name,
-            "SKYSERVE_VERSION": str(order.version),
-        }
-        if self._machine.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in share.gpus)
-        return {**env, **order.envs, **order.secrets, bootstrap.MARKER: order.token}
+    def _site(self, share: Share, port: int) -> Site:
+        env = self._inherited_env
+        return Site(
+            location=LOCATION,
+            port=port,
+            num_gpus=len(share.gpus),
+            gpus=tuple(share.gpus) if self._machine.gpus else None,
+            node_ip=LOOPBACK,
+            user=env.get("USER") or env.get("LOGNAME") or str(os.getuid()),
+        )
 
-    def _start(self, instance: LocalInstance, payload: bootstrap.Order) -> str:
+    def _environment(self, order: LaunchOrder, site: Site) -> dict[str, str]:
+        """What setup and run see. The user's variables win over all but the marker, by which processes are found."""
+        return {**self._inherited_env, **variables(order, site), **order.secrets, bootstrap.MARKER: order.token}
+
+    def _start(self, instance: LocalInstance, place: _Place, payload: bootstrap.Order) -> str:
         """Hand the order to a new supervisor over its stdin; what went wrong, if it did."""
         command = [sys.executable, "-I", "-S", "-X", "utf8", bootstrap.__file__, str(instance.path)]
         process = subprocess.Popen(
-            command,
+            enclosed(place.enclosure, command),
             env=dict(self._inherited_env),
             cwd=self._root,
             stdin=subprocess.PIPE,
@@ -261,6 +361,7 @@ class LocalProvider:
         if meta := instance.meta:
             self._keep_log(instance, meta)
         shutil.rmtree(instance.path)
+        self._isolation.sweep()
 
     def _keep_log(self, instance: LocalInstance, meta: Meta) -> None:
         directory = self._root / "logs" / meta.service
@@ -327,17 +428,34 @@ class LocalProvider:
             os.close(lock)
 
 
+def _no_enclosure() -> Plan:
+    return {"groups": [], "network": None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a replica listens, and what encloses it there."""
+
+    address: str
+    port: int
+    enclosure: Plan = field(default_factory=_no_enclosure)
+
+
+def asks_for_its_port(run: str) -> bool:
+    """Whether a `run` text mentions $PORT or $SKYSERVE_REPLICA_PORT, and so can listen wherever it is told to."""
+    return _PORT_VARIABLE.search(run) is not None
+
+
+def hard_codes_port(run: str, port: int) -> bool:
+    """Whether a `run` text certainly listens on this port and no other: it says the number, and asks for no port."""
+    return _mentions(run, port) and not asks_for_its_port(run)
+
+
+def _mentions(run: str, port: int) -> bool:
+    return re.search(rf"(?<![\d.]){port}(?![\d.])", run) is not None
+
+
 # -- what this machine can give
-
-
-def _ask(resources: Resources, machine: Machine) -> Ask:
-    """Exact sizes are minima here: replicas share one machine, whose shape nobody chooses."""
-    vcpus = resources.cpus.amount if resources.cpus else None
-    memory = resources.memory
-    if memory is None:
-        return Ask(vcpus, None, resources.accelerators)
-    memory_gib = memory.amount * (vcpus or machine.vcpus) if memory.per_vcpu else memory.amount
-    return Ask(vcpus, memory_gib, resources.accelerators)
 
 
 def _foreign(resources: Resources) -> str | None:
@@ -358,6 +476,10 @@ def _foreign(resources: Resources) -> str | None:
             resources.instance_type not in (None, "host"),
             f"asks for instance type {resources.instance_type}, and this machine is of type host",
         ),
+        (
+            resources.disk_tier is not None,
+            f"asks for disk tier {resources.disk_tier}, and {_CANNOT[Feature.DISK_TIER.value]}",
+        ),
         (image is not None, f"asks for image {image}, and this machine runs no images yet"),
         (
             bool(resources.volumes),
@@ -365,45 +487,6 @@ def _foreign(resources: Resources) -> str | None:
         ),
     )
     return next((text for applies, text in reasons if applies), None)
-
-
-def _describe(resources: Resources) -> str:
-    parts = (
-        resources.cloud,
-        resources.region,
-        resources.zone,
-        resources.instance_type,
-        resources.accelerators,
-        f"cpus={resources.cpus}" if resources.cpus else None,
-        f"memory={resources.memory}" if resources.memory else None,
-        "spot" if resources.use_spot else None,
-    )
-    return " ".join(str(part) for part in parts if part) or "any resources"
-
-
-def _offering(ask: Ask, machine: Machine) -> Offering:
-    """The instance type says what is set apart (`host-2cpu-4gib`), as the sizes of a bare `host` are the machine's."""
-    cpu = "" if ask.vcpus is None else f"-{ask.vcpus:g}cpu"
-    gib = "" if ask.memory_gib is None else f"-{ask.memory_gib:g}gib"
-    return Offering(
-        provider=LocalProvider.name,
-        instance_type=f"host{cpu}{gib}",
-        location=LOCATION,
-        capacity_type=CapacityType.ON_DEMAND,
-        accelerator=ask.accelerator,
-        vcpus=machine.vcpus if ask.vcpus is None else ask.vcpus,
-        memory_gib=machine.memory_gib if ask.memory_gib is None else ask.memory_gib,
-        price_per_hour=0.0,
-    )
-
-
-def _ask_of(offering: Offering) -> Ask:
-    """The inverse of `_offering`."""
-    match = _INSTANCE_TYPE.fullmatch(offering.instance_type)
-    if match is None:
-        raise OrderRejected(f"this machine has no instance type {offering.instance_type}")
-    cpu, gib = match.groups()
-    return Ask(float(cpu) if cpu else None, float(gib) if gib else None, offering.accelerator)
 
 
 # -- what an order comes to
@@ -434,17 +517,19 @@ def _copy(field: str, source: str, destination: str) -> tuple[str, str]:
     return f"{source}/." if os.path.isdir(source) else source, str(target)
 
 
-def _meta(order: LaunchOrder, share: Share, port: int) -> Meta:
+def _meta(order: LaunchOrder, share: Share, place: _Place) -> Meta:
     return Meta(
         service=order.service,
         service_name=order.service_name,
         replica_id=order.replica_id,
         version=order.version,
         workspace=order.workspace,
-        port=port,
+        port=place.port,
         vcpus=share.vcpus,
         memory_gib=share.memory_gib,
         gpus=share.gpus,
+        address=place.address,
+        labels=order.labels,
     )
 
 

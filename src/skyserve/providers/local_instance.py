@@ -22,6 +22,9 @@ from typing import TypedDict
 from skyserve.model.evidence import Instance, InstanceState
 from skyserve.providers import bootstrap, logfile
 
+LOOPBACK = "127.0.0.1"
+"""Where replicas listen that share this machine's network."""
+
 _KILL_PATIENCE_S = 2.0
 _DETAIL_LINES = 5
 _DETAIL_WIDTH = 200
@@ -36,7 +39,10 @@ _STATES = {
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What an instance was launched as, and what of the machine is set apart for it."""
+    """What an instance was launched as, and what of the machine is set apart for it.
+
+    `address` is where it listens: another one than LOOPBACK is that of a network namespace of its own.
+    """
 
     service: str
     service_name: str
@@ -47,6 +53,8 @@ class Meta:
     vcpus: float = 0.0
     memory_gib: float = 0.0
     gpus: Mapping[int, float] = field(default_factory=dict)
+    address: str = LOOPBACK
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Report(TypedDict, total=False):
@@ -140,7 +148,7 @@ class LocalInstance:
             service=meta.service,
             token=self.token,
             state=state,
-            address=f"127.0.0.1:{meta.port}" if "run_started_at" in report else None,
+            address=f"{meta.address}:{meta.port}" if "run_started_at" in report else None,
             setup_started_at=report.get("setup_started_at"),
             exit_code=report.get("exit_code") if ended else None,
             failed_phase=report.get("failed_phase") if ended else None,

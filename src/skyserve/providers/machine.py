@@ -37,11 +37,13 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What one replica wants set apart for it; None means nothing."""
+    """What one replica wants set apart for it; None means nothing. What is `only` asked for is a limit too."""
 
     vcpus: float | None = None
     memory_gib: float | None = None
     accelerator: Accelerator | None = None
+    only_vcpus: bool = False
+    only_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
