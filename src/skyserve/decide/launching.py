@@ -91,6 +91,8 @@ def _place(draft: Draft, replica: Replica, because: Reason, choice: optimize.Cho
     token = _token(o, replica.id, replica.attempt)
     placed = replace(replica, offering=choice.offering, token=token, asked_at=o.now, detail="", retry_at=None)
     draft.put(placed)
+    asked = sorted({*draft.memory.asked, choice.offering.provider})
+    draft.memory = replace(draft.memory, asked=tuple(asked))
     facts = {**because.facts, "price_per_hour": choice.offering.price_per_hour, "attempt": replica.attempt}
     draft.actions.append(Launch(placed, replace(because, facts=facts, rejected=choice.rejected)))
 

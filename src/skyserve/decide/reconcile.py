@@ -8,7 +8,7 @@ from dataclasses import replace
 from skyserve.decide import autoscale, backoff, health, launching, lifecycle, power, removal, rollout, setback
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
-from skyserve.model.evidence import Listing
+from skyserve.model.evidence import Silent
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.routing import Endpoint
 
@@ -84,8 +84,9 @@ def _follow_target(draft: Draft) -> None:
 
 
 def _explain_silence(draft: Draft) -> None:
-    for name, answer in sorted(draft.o.providers.items()):
-        if not isinstance(answer, Listing):
+    for name in removal.concerned(draft):
+        answer = draft.o.providers.get(name)
+        if isinstance(answer, Silent):
             text = f"{name} does not answer, so nothing is concluded about its replicas: {answer.why}"
             facts: dict[str, float | int | str] = {"silent_s": round(draft.o.now - answer.since_at, 1)}
             draft.waiting.append(Reason(ReasonCode.PROVIDER_SILENT, text, facts))

@@ -128,12 +128,18 @@ def forget_failed(draft: Draft) -> None:
 
 
 def is_finished(draft: Draft) -> bool:
-    """A service that was taken down is finished when nothing of it is left; a purge does not wait for the silent."""
+    """A service that was taken down is finished when nothing of it is left, by the word of all who were ever asked for
+    a machine; a purge does not wait for the silent."""
     o = draft.o
     if o.wanted:
         return False
-    answers = [x for x in o.providers.values() if isinstance(x, Listing)]
-    if any(x.instances for x in answers):
+    if any(x.instances for x in o.providers.values() if isinstance(x, Listing)):
         return False
-    everybody_answered = len(answers) == len(o.providers)
-    return (everybody_answered and not draft.replicas) or (o.purge and not everybody_answered)
+    silent = any(not isinstance(o.providers.get(name), Listing) for name in concerned(draft))
+    return o.purge if silent else not draft.replicas
+
+
+def concerned(draft: Draft) -> list[str]:
+    """The providers that something of this service may be left with, by name."""
+    holding = {r.offering.provider for r in (*draft.o.replicas, *draft.replicas) if r.offering is not None}
+    return sorted(holding.union(draft.memory.asked))

@@ -48,6 +48,7 @@ def _memory(memory: Memory, now: float) -> Memory:
     return Memory(
         failures=tuple(replace(entry, last_at=min(entry.last_at, now)) for entry in memory.failures),
         autoscale=AutoscaleMemory(scale.target, _past(scale.above_since_at, now), _past(scale.below_since_at, now)),
+        asked=memory.asked,
     )
 
 

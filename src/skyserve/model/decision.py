@@ -134,10 +134,14 @@ class AutoscaleMemory:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What policies remember from step to step; persisted with every commit."""
+    """What policies remember from step to step; persisted with every commit.
+
+    `asked` are the providers that were ever asked for a machine: only there something of the service can be left.
+    """
 
     failures: tuple[FailureMemory, ...] = ()
     autoscale: AutoscaleMemory = AutoscaleMemory()
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
