@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
+
+import pytest
+import tests.contract.provider_cases  # noqa: F401 - registers the cases
+from tests.contract.playing import CASES, Case, Outcome
+from tests.contract.world import Cannot, World
 
 from skyserve.errors import CapacityUnavailable
 from skyserve.model.evidence import Instance, InstanceState
@@ -182,3 +189,23 @@ class ProviderContract:
             assert await output(rig, instance.id) == b""
 
         asyncio.run(scenario())
+
+
+@pytest.mark.timeout(300)
+class Contract:
+    """Every case of `provider_cases` on the world of one provider. `title` heads its column in the table."""
+
+    title: str
+
+    @staticmethod
+    def world(home: Path) -> AbstractContextManager[World]:
+        """A world in an empty directory."""
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    def test_case(self, case: Case, outcomes: Mapping[str, Outcome]) -> None:
+        outcome = outcomes[case.name]
+        if isinstance(outcome, Cannot):
+            pytest.skip(f"cannot: {outcome}")
+        if outcome is not None:
+            raise outcome

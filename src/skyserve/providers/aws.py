@@ -154,6 +154,8 @@ class AwsCloud:
     async def delete(self, vm_id: str) -> None:
         """TerminateInstances; the disk goes with the machine."""
         region, _, instance_id = vm_id.partition(":")
+        if not instance_id:
+            return  # no machine of AWS
         with _translated():
             try:
                 await self._api.ask(region, "terminate_instances", InstanceIds=[instance_id])

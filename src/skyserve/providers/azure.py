@@ -144,6 +144,8 @@ class AzureCloud:
 
     async def delete(self, vm_id: str) -> None:
         """Deletes the machine; its disk, interface and address go with it."""
+        if _MACHINE_ID.fullmatch(vm_id.lower()) is None:
+            return  # no machine of Azure
         group, name = self._place(vm_id)
 
         def ask() -> None:

@@ -348,7 +348,7 @@ class KubernetesProvider:
         self, context: str, pod: Object, nodes: Mapping[str, Object] | None, services: Mapping[str, Object]
     ) -> Instance:
         node = (nodes or {}).get(text(pod, "spec", "nodeName"))
-        ending = pods.instance_id(context, pod) in self._ending
+        ending = pods.instance_id(context, pod) in self._ending or pods.is_marked_ended(pod)
         scene = pods.Scene(
             node=node,
             service=services.get(text(pod, "metadata", "name")),
@@ -401,9 +401,11 @@ class KubernetesProvider:
 
     async def _forget_if_empty(self, api: Api, context: str) -> None:
         before = self._launches[context]
-        left = await api.find_metadata(api.path("pods"), labelSelector=self._selector(context))
+        ours = self._selector(context)
+        pods_left = await api.find_metadata(api.path("pods"), labelSelector=ours)
+        files_left = await api.find_metadata(api.path("secrets"), labelSelector=ours)
         busy = any(count for made, count in self._launching.items() if made.startswith(f"{context}/"))
-        if not left and not busy and self._launches[context] == before:
+        if not pods_left and not files_left and not busy and self._launches[context] == before:
             self._mark(context).unlink(missing_ok=True)
 
     async def _check_context(self, context: str) -> CheckResult:
@@ -524,7 +526,9 @@ async def _nodes_if_allowed(api: Api) -> list[Object] | None:
 async def _end_pod(api: Api, pod: str) -> None:
     """Delete a pod. On a node that is gone nobody is left to say that it has ended, so it is struck off at once."""
     with contextlib.suppress(NotThere):
-        seen = await api.get(api.path("pods", pod))
+        seen = await api.patch(
+            api.path("pods", pod), manifests.MARKED_ENDED
+        )  # a later controller knows whose wish it was
         node, grace = text(seen, "spec", "nodeName"), {}
         if node:
             try:

@@ -36,6 +36,8 @@ LABEL_TOKEN = "skyserve-token"
 LABEL_FILES = "skyserve-files"
 """Labels of our objects. Their values may be digests; annotations of the same names hold the exact text."""
 ANNOTATION_PORT = "skyserve-port"
+ANNOTATION_ENDED = "skyserve-ended"
+MARKED_ENDED: Mapping[str, object] = {"metadata": {"annotations": {ANNOTATION_ENDED: "true"}}}
 
 CONTAINER = "replica"
 FILES_LIMIT_MIB = 24

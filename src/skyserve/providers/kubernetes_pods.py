@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from skyserve.model.evidence import Instance, InstanceState
 from skyserve.providers.kubernetes_manifests import (
+    ANNOTATION_ENDED,
     ANNOTATION_PORT,
     LABEL_SERVICE,
     LABEL_TOKEN,
@@ -100,6 +101,11 @@ def instance_of(context: str, pod: Object, scene: Scene) -> Instance:
         failed_phase=phase,
         detail=said,
     )
+
+
+def is_marked_ended(pod: Object) -> bool:
+    """Whether we ordered its end, in this process or an earlier one."""
+    return ANNOTATION_ENDED in strings(pod, "metadata", "annotations")
 
 
 def notice_of(pod: Object, node: Object | None) -> Notice | None:

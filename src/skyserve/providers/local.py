@@ -51,6 +51,7 @@ from skyserve.providers.host_offers import ask_for, ask_of, described, offering
 from skyserve.providers.isolation import Isolation, enclosed
 from skyserve.providers.local_instance import LOOPBACK, LocalInstance, Meta, write_private
 from skyserve.providers.machine import Ask, Machine, Share
+from skyserve.spec.listening import PORT_VARIABLE, asks_for_its_port, hard_codes_port
 
 if TYPE_CHECKING:
     from skyserve.providers.enclosure import Plan
@@ -65,7 +66,6 @@ _RETRY_AFTER_S = 2.0  # the port may be that of a replica on its way out
 _LOG_BYTES = 10 * 1024 * 1024
 _KEPT_LOGS = 50
 _GIB = 1024**3
-_PORT_VARIABLE = re.compile(r"\b(?:SKYSERVE_REPLICA_)?PORT\b")
 _CANNOT = {
     "spot": "this machine has none: nobody can take it back",
     "stop": "this machine stays on: its instances can only be ended",
@@ -91,7 +91,14 @@ class LocalProvider:
 
     name = "local"
     title = TITLE
-    capabilities = Capabilities(shares_host=True, poll_interval_s=0.25, listing_grace_s=2.0)
+    capabilities = Capabilities(
+        shares_host=True,
+        one_host=True,
+        delivers=frozenset(feature for feature in Feature if feature.value not in _CANNOT),
+        cannot=_CANNOT,
+        poll_interval_s=0.25,
+        listing_grace_s=2.0,
+    )
 
     def __init__(
         self,
@@ -107,13 +114,7 @@ class LocalProvider:
         self._inherited_env = config.inherited_env
         self._machine = machine
         self._isolation = isolation
-        self.capabilities = Capabilities(
-            shares_host=isolation.no_network is not None,
-            delivers=frozenset(feature for feature in Feature if feature.value not in _CANNOT),
-            cannot=_CANNOT,
-            poll_interval_s=0.25,
-            listing_grace_s=2.0,
-        )
+        self.capabilities = replace(self.capabilities, shares_host=isolation.no_network is not None)
         self._grace_s = grace_s
         self._end_patience_s = grace_s + stop_patience_s
         self._log_bytes = log_bytes
@@ -255,12 +256,12 @@ class LocalProvider:
         if declared_is_free or asks_for_its_port(order.run):
             return _Place(LOOPBACK, _free_port(order.port, order.token, set(taken)))
         if self._isolation.no_network is not None:
-            if _mentions(order.run, order.port):
+            if hard_codes_port(order.run, order.port):
                 holder = taken.get(order.port, "another program")
                 raise CapacityUnavailable(
                     f"run listens on port {order.port}, and {holder} has it; a network namespace of its own is not to "
                     f"be had: {self._isolation.no_network}",
-                    hint="let run listen on $SKYSERVE_REPLICA_PORT, or use one replica",
+                    hint=f"let run listen on {PORT_VARIABLE}, or use one replica",
                     retry_after_s=_RETRY_AFTER_S,
                 )
             return _Place(LOOPBACK, _free_port(order.port, order.token, set(taken)))
@@ -391,7 +392,8 @@ class LocalProvider:
             if not any(meta.service == service for instance in self._instances() if (meta := instance.meta)):
                 self._discard(self._root / "logs" / service)
                 self._discard(self._root / "workspaces" / service)
-        shutil.rmtree(self._root / "trash", ignore_errors=True)
+        for discarded in _entries(self._root / "trash"):  # never the directory itself: others put things there
+            shutil.rmtree(discarded, ignore_errors=True)
 
     def _drop_workspaces(self, service: str, before: int | None = None) -> None:
         """Put away the service's workspaces that no instance uses: all, or those of versions `before` one."""
@@ -439,20 +441,6 @@ class _Place:
     address: str
     port: int
     enclosure: Plan = field(default_factory=_no_enclosure)
-
-
-def asks_for_its_port(run: str) -> bool:
-    """Whether a `run` text mentions $PORT or $SKYSERVE_REPLICA_PORT, and so can listen wherever it is told to."""
-    return _PORT_VARIABLE.search(run) is not None
-
-
-def hard_codes_port(run: str, port: int) -> bool:
-    """Whether a `run` text certainly listens on this port and no other: it says the number, and asks for no port."""
-    return _mentions(run, port) and not asks_for_its_port(run)
-
-
-def _mentions(run: str, port: int) -> bool:
-    return re.search(rf"(?<![\d.]){port}(?![\d.])", run) is not None
 
 
 # -- what this machine can give

@@ -29,6 +29,8 @@ Feed = Callable[[BinaryIO], None]
 
 _CONNECT_TIMEOUT_S = 10
 _ALIVE_INTERVAL_S, _ALIVE_MISSES = 5, 3
+_SESSIONS = 8
+"""Commands at once on the shared connection: a server takes 10 sessions on one, unless it is told otherwise."""
 _PERSIST_S = 60
 _SOCKET_PATH_LIMIT = 100  # sun_path holds 104 bytes on macOS and 108 on Linux
 _SOCKET_SUFFIX = 18  # `.` and 16 characters that ssh puts behind the name while it makes the socket
@@ -89,8 +91,8 @@ class KeyPair:
 
 
 class Ssh:
-    """One machine over SSH. All commands share one connection, which is made when it is needed and closes itself a
-    minute after the last command, or with `close`.
+    """One machine over SSH. Commands share one connection, which is made when it is needed and closes itself a minute
+    after the last command, or with `close`; what streams for long has a connection of its own.
 
     Raises ProviderUnavailable when the machine cannot be reached, and CredentialsRejected when one side does not trust
     the other's key. `home` is where sockets and known hosts are kept.
@@ -105,14 +107,16 @@ class Ssh:
         self._socket = control_dir(home) / hashlib.sha256(name.encode()).hexdigest()[:16]
         self._known_hosts = home / "ssh" / "known" / self._socket.name
         self._connecting = asyncio.Lock()
+        self._sessions = asyncio.Semaphore(_SESSIONS)
 
     async def run(self, command: str | Sequence[str], *, stdin: bytes | Feed = b"", timeout_s: float = 60.0) -> bytes:
         """Run a command of the machine's shell (or exactly these arguments); what it wrote to stdout.
 
         Raises CommandFailed when it ends with an error, ProviderUnavailable when it takes longer than `timeout_s`.
         """
-        await self._connect()
-        return await self._run(_shell(command), stdin if callable(stdin) else _given(stdin), timeout_s)
+        async with self._sessions:
+            await self._connect()
+            return await self._run(_shell(command), stdin if callable(stdin) else _given(stdin), timeout_s)
 
     async def stream(self, command: str | Sequence[str]) -> AsyncGenerator[bytes, None]:
         """Run a command and yield what it writes, piece by piece, until it ends. Raises as `run` does.
@@ -141,7 +145,9 @@ class Ssh:
             with contextlib.suppress(OSError):  # others are in use, or it is gone
                 folder.rmdir()
 
-    async def _run(self, command: str, feed: Feed, timeout_s: float) -> bytes:
+    async def _run(self, command: str, feed: Feed, timeout_s: float, *, again: bool = True) -> bytes:
+        """Run a command on the shared connection; once more when that was closed below it without a word, as whoever
+        else uses this home may do. Commands are safe to repeat."""
         client = await self._spawn(command)
         feeding = asyncio.ensure_future(asyncio.to_thread(client.feed, feed))
         try:
@@ -154,14 +160,15 @@ class Ssh:
             await asyncio.wait({feeding})
         if (broken := feeding.exception()) is not None:
             raise ProviderUnavailable(f"what {self.login.host} should get could not be read: {broken}") from broken
+        if again and client.code == _CONNECTION_FAILED and not told.strip():
+            return await self._run(command, feed, timeout_s, again=False)
         self._judge(client.code, told)
         return out
 
     async def _stream(
         self, command: str | Sequence[str], *, lines: bool, first: bytes = b""
     ) -> AsyncGenerator[bytes, None]:
-        await self._connect()
-        client = await self._spawn(_shell(command))
+        client = await self._spawn(_shell(command), shared=False)
         try:
             if first:
                 await asyncio.to_thread(client.begin, first)
@@ -178,20 +185,20 @@ class Ssh:
             if not self._socket.exists():
                 await self._run("true", _given(b""), _LOGIN_TIMEOUT_S)
 
-    async def _spawn(self, command: str) -> _Client:
+    async def _spawn(self, command: str, *, shared: bool = True) -> _Client:
         _private(self._socket.parent)
-        return await _Client.start(["ssh", "-T", *self._options(), "--", self.login.host, command])
+        return await _Client.start(["ssh", "-T", *self._options(shared=shared), "--", self.login.host, command])
 
-    def _options(self) -> list[str]:
+    def _options(self, *, shared: bool = True) -> list[str]:
         login = self.login
         flags = [] if login.config is None else ["-F", str(login.config)]
         flags += [] if login.port is None else ["-p", str(login.port)]
         flags += [] if login.user is None else ["-l", login.user]
         settings = [
             *login.options,
-            ("ControlMaster", "auto"),
-            ("ControlPath", str(self._socket).replace("%", "%%")),
-            ("ControlPersist", str(_PERSIST_S)),
+            ("ControlMaster", "auto" if shared else "no"),
+            ("ControlPath", str(self._socket).replace("%", "%%") if shared else "none"),
+            ("ControlPersist", str(_PERSIST_S) if shared else "no"),
             ("BatchMode", "yes"),
             ("ConnectTimeout", str(_CONNECT_TIMEOUT_S)),
             ("ServerAliveInterval", str(_ALIVE_INTERVAL_S)),

@@ -73,6 +73,7 @@ class VmProvider:
         self._keepsakes = Keepsakes(config.home)
         self._machines: dict[str, Vm] = {}
         self._contacts: dict[str, tuple[Login, Contact]] = {}
+        self._deleted: set[str] = set()
         self._allowed: tuple[str, ...] = config.public_addresses
         self._changed: Callable[[], None] = lambda: None
         self._order_of: OrderOf | None = None
@@ -127,11 +128,12 @@ class VmProvider:
     async def instances(self) -> Sequence[Instance]:
         """The cloud's machines, each with what its agent told last."""
         machines = {vm.id: vm for vm in await self._cloud.machines()}
-        self._machines = machines
+        self._machines = machines.copy()  # launches add to it meanwhile
+        self._deleted &= machines.keys()
         for vm_id in self._contacts.keys() - {vm.id for vm in machines.values() if _reachable(vm)}:
             await self._hang_up(vm_id)
         for vm in machines.values():
-            if _reachable(vm):
+            if _reachable(vm) and vm.id not in self._deleted:
                 await self._call(vm)
         return tuple(self._instance(vm) for vm in machines.values())
 
@@ -141,6 +143,7 @@ class VmProvider:
         if vm is not None:
             await self._keep_last_words(vm)
         await self._cloud.delete(instance_id)
+        self._deleted.add(instance_id)
         await self._hang_up(instance_id)
         if vm is not None:
             self._keepsakes.forget(vm.token)
@@ -172,8 +175,12 @@ class VmProvider:
         vm = self._machines.get(instance_id)
         known = self._contacts.get(instance_id)
         if vm is not None and known is not None:
-            async for data in known[1].agent.logs(vm.token, follow=follow, tail=tail):
-                yield data
+            try:
+                async for data in known[1].agent.logs(vm.token, follow=follow, tail=tail):
+                    yield data
+            except ProviderUnavailable:
+                if not follow or (instance_id in self._machines and instance_id not in self._deleted):
+                    raise  # else the machine has ended, and the line with it
             return
         kept = await asyncio.to_thread(self._keepsakes.log, instance_id)
         if kept is None and vm is not None:
@@ -206,7 +213,12 @@ class VmProvider:
 
     async def _call(self, vm: Vm) -> None:
         """See to it that there is a line to the machine where it is now."""
-        host_key = await self._keepsakes.host_key(vm.token)
+        try:
+            host_key = await self._keepsakes.host_key(vm.token)
+        except (ProviderUnavailable, FileNotFoundError):
+            if vm.id in self._deleted:  # its key has gone with it meanwhile
+                return
+            raise
         client_key = await openssh.client_key(self._config.home)
         login = Login(
             host=vm.host or "",
@@ -218,7 +230,7 @@ class VmProvider:
             config=Path("none"),
         )
         known = self._contacts.get(vm.id)
-        if known is not None and known[0] == login:
+        if (known is not None and known[0] == login) or vm.id in self._deleted:
             return
         await self._hang_up(vm.id)
         contact = Contact(
