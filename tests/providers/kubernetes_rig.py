@@ -12,17 +12,17 @@ from pathlib import Path
 from tests.bed import control_plane, kubelet
 from tests.bed.control_plane import ADMIN, ApiError, ControlPlane, Json
 from tests.bed.kubelet import Kubelet
-from tests.contract.provider_suite import EXITS, FAILS_SETUP, SERVES
 
 from skyserve.clock import Clock, SystemClock
 from skyserve.config import Config
-from skyserve.model.evidence import Instance
+from skyserve.model.evidence import Instance, InstanceState
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import ResourceChoice, Resources
 from skyserve.providers.base import LaunchOrder
 from skyserve.providers.kubernetes import KubernetesProvider
 from skyserve.providers.kubernetes_config import Contexts
 
+SERVES, EXITS, FAILS_SETUP = "serves", "exits with 3", "setup exits with 4"
 RUN = {SERVES: "echo listening; exec sleep 1000", EXITS: "echo listening; exit 3", FAILS_SETUP: "exit 0"}
 CONTEXT = "here"
 SMALL = Offering(
@@ -111,3 +111,15 @@ class KubernetesRig:
         """What the cluster holds of ours."""
         found: list[Json] = self.plane.call("GET", f"/api/v1/{kind}?labelSelector=skyserve-installation")["items"]
         return found
+
+
+def gone(instances: Sequence[Instance]) -> bool:
+    return not instances
+
+
+def all_in(state: InstanceState) -> Callable[[Sequence[Instance]], bool]:
+    return lambda instances: bool(instances) and all(instance.state is state for instance in instances)
+
+
+async def output(rig: KubernetesRig, instance_id: str, *, follow: bool = False, tail: int | None = None) -> bytes:
+    return b"".join([data async for data in rig.provider.logs(instance_id, follow=follow, tail=tail)])

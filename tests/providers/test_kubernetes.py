@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 from tests.bed.control_plane import ADMIN, STRANGER
-from tests.contract.provider_suite import SERVES, ProviderContract, all_in, gone, output
 from tests.providers import kubernetes_rig
-from tests.providers.kubernetes_rig import CONTEXT, RUN, SMALL, Cluster, KubernetesRig
+from tests.providers.kubernetes_rig import CONTEXT, RUN, SERVES, SMALL, Cluster, KubernetesRig, all_in, gone, output
 
 from skyserve.clock import SystemClock
 from skyserve.errors import (
@@ -52,10 +51,6 @@ def rig(bare: KubernetesRig) -> KubernetesRig:
     """A cluster with one node."""
     bare.kubelet.add_node("plain", cpus=16)
     return bare
-
-
-class TestContract(ProviderContract):
-    """What holds for every provider."""
 
 
 def _fetch(url: str) -> bytes:
