@@ -20,7 +20,6 @@ from skyserve.model.resources import Quantity, ResourceChoice, Resources
 from skyserve.providers import isolation
 from skyserve.providers.base import Exit, Feature, LaunchOrder
 from skyserve.providers.isolation import Isolation
-from skyserve.providers.local import asks_for_its_port, hard_codes_port
 
 HERE = isolation.detect(os.environ)
 needs_network = pytest.mark.skipif(HERE.no_network is not None, reason=f"no network namespaces: {HERE.no_network}")
@@ -203,22 +202,6 @@ class TestWithoutPrivileges:
     def test_who_asks_for_its_port_gets_another(self, poor: LocalRig, port: int) -> None:
         orders = [replace(order, run="echo $PORT; exec sleep 1000") for order in serving(poor, port)]
         assert len({instance.address for instance in asyncio.run(poor.up(*orders))}) == 2
-
-
-@pytest.mark.parametrize(
-    ("run", "asks", "hard_coded"),
-    [
-        ("vllm serve m --port 8080", False, True),
-        ("vllm serve m --port $PORT", True, False),
-        ('vllm serve m --port "${SKYSERVE_REPLICA_PORT:-8080}"', True, False),
-        ("vllm serve m --port $MY_PORT", False, False),
-        ("vllm serve m --port 18080 --seed 80801", False, False),
-        ("serve http://0.0.0.0:8080/", False, True),
-    ],
-)
-def test_tells_who_has_a_port_of_its_own_mind(run: str, asks: bool, hard_coded: bool) -> None:
-    assert asks_for_its_port(run) is asks
-    assert hard_codes_port(run, 8080) is hard_coded
 
 
 class TestLimits:

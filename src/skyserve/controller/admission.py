@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Mapping
 
 from skyserve.config import ENDPOINT_PORTS
 from skyserve.controller.offers import Offered
 from skyserve.errors import Infeasible, UsageError
 from skyserve.model.service import ServiceSpec
+from skyserve.providers.base import Provider
 from skyserve.spec.fields import SERVICE_NAME, SERVICE_NAME_FORM
+from skyserve.spec.listening import PORT_VARIABLE, asks_for_its_port, hard_codes_port
 
 
 def refuse_impossible(spec: ServiceSpec) -> None:
@@ -31,16 +34,30 @@ def refuse_impossible(spec: ServiceSpec) -> None:
         )
 
 
-def warnings(spec: ServiceSpec, offered: Offered, shared_hosts: frozenset[str]) -> tuple[str, ...]:
-    """Things that are allowed and may still surprise."""
-    found = []
-    on_shared_host = any(offering.provider in shared_hosts for offering in offered.offerings)
-    if on_shared_host and "PORT" not in spec.run and spec.replica_policy.max_replicas > 1:
-        found.append(
-            "run does not mention $PORT: replicas share this machine, where only one engine can listen on "
-            f"{spec.port}; let it listen on $PORT"
+def refuse_crowding(spec: ServiceSpec, offered: Offered, providers: Mapping[str, Provider]) -> None:
+    """Raise UsageError for replicas that would all have to listen on one port of one host: all but one could not."""
+    able = [providers[name].capabilities for name in {offering.provider for offering in offered.offerings}]
+    if not able or not all(can.one_host and can.shares_host for can in able):
+        return
+    most = spec.replica_policy.max_replicas
+    if most > 1 and hard_codes_port(spec.run, spec.port):
+        raise UsageError(
+            f"run listens on port {spec.port}, which only one of {most} replicas on this machine can have",
+            hint=f"let run listen on {PORT_VARIABLE}, or use one replica",
         )
-    return tuple(found)
+
+
+def warnings(spec: ServiceSpec, offered: Offered, providers: Mapping[str, Provider]) -> tuple[str, ...]:
+    """Things that are allowed and may still surprise."""
+    names = {offering.provider for offering in offered.offerings}
+    shared = sorted(providers[name].title for name in names if providers[name].capabilities.shares_host)
+    if not shared or spec.replica_policy.max_replicas < 2 or asks_for_its_port(spec.run):
+        return ()
+    where = ", ".join(shared)
+    return (
+        f"run does not mention $PORT: where replicas share a host ({where}), only one of them can listen on "
+        f"{spec.port}; let it listen on {PORT_VARIABLE}",
+    )
 
 
 def free_endpoint_port(host: str, taken: frozenset[int]) -> int:

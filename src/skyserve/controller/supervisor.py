@@ -106,8 +106,8 @@ class Supervisor:
         admission.refuse_impossible(spec)
         self._watch(self._roster.look_again())  # credentials may have come since
         offered = await Offers(self.providers, self.clock).ask(spec)
-        shared = frozenset(name for name, p in self.providers.items() if p.capabilities.shares_host)
-        return offered, admission.warnings(spec, offered, shared)
+        admission.refuse_crowding(spec, offered, self.providers)
+        return offered, admission.warnings(spec, offered, self.providers)
 
     async def create(self, spec: ServiceSpec, secrets: Mapping[str, str]) -> ServiceState:
         """A new service. Raises Infeasible, UsageError, ServiceExists, StoreUnavailable; then nothing is left over."""

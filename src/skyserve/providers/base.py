@@ -43,13 +43,15 @@ class Capabilities:
     `stops`: instances can be stopped, and started again with their disk as it was.
     `poll_interval_s`: seconds between two questions for `instances` while something is expected to change.
     `listing_grace_s`: how long an accepted launch may be missing from the listing before it counts as lost.
-    `shares_host`: replicas share one host, so each must listen on the port it is given.
+    `shares_host`: replicas share hosts and their ports, so each must listen on the port it is given.
+    `one_host`: there is one host, and every replica is on it.
     """
 
     spot: bool = False
     logs: bool = True
     stops: bool = False
     shares_host: bool = False
+    one_host: bool = False
     delivers: frozenset[Feature] = frozenset(Feature)
     cannot: Mapping[str, str] = field(default_factory=dict)
     poll_interval_s: float = 10.0
