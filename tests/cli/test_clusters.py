@@ -143,3 +143,8 @@ def test_exec_in_json_is_one_document(sky, fake, dev):
     fake.executed = [{"data": base64.b64encode(b"a\n").decode()}, {"exit": 2}]
     result = sky("exec", "-o", "json", "dev", "true")
     assert (result.code, result.json) == (2, {"exit_code": 2, "output": "a\n"})
+
+
+def test_why_is_for_clusters_too(sky, fake, dev):
+    fake.services["dev"] = dev
+    assert sky("serve", "why", "dev").code == 0

@@ -113,7 +113,7 @@ class TestControllers:
 @needs_network
 class TestNetwork:
     def test_an_engine_on_its_loopback_is_reached_and_nothing_is_left_of_it(self, tmp_path: Path) -> None:
-        network = isolation.plan_network((8080,), os.environ)
+        network = isolation.plan_network((8080,), os.environ, "/nowhere")
         (tmp_path / "index.html").write_text("from inside")
         with inside(network, "-m", "http.server", "8080", "--bind", "127.0.0.1", cwd=tmp_path):
             assert fetched(f"http://{network['inner']}:8080/") == b"from inside"
@@ -126,20 +126,20 @@ class TestNetwork:
             for name in ("one", "two"):
                 (tmp_path / name).mkdir()
                 (tmp_path / name / "index.html").write_text(name)
-                network = isolation.plan_network((8080,), os.environ)
+                network = isolation.plan_network((8080,), os.environ, "/nowhere")
                 stack.enter_context(inside(network, "-m", "http.server", "8080", cwd=tmp_path / name))
                 addresses.append(network["inner"])
             assert [fetched(f"http://{address}:8080/") for address in addresses] == [b"one", b"two"]
 
     def test_a_port_that_nobody_listens_on_refuses_at_once(self, tmp_path: Path) -> None:
-        network = isolation.plan_network((8080,), os.environ)
+        network = isolation.plan_network((8080,), os.environ, "/nowhere")
         with inside(network, "-c", "import time; open('up', 'w').close(); time.sleep(60)", cwd=tmp_path):
             until((tmp_path / "up").exists)
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((network["inner"], 8080), timeout=5)
 
     def test_streams_lead_out_both_ways_to_their_end(self, tmp_path: Path) -> None:
-        network = isolation.plan_network((8080,), os.environ)
+        network = isolation.plan_network((8080,), os.environ, "/nowhere")
         with socket.create_server(("", 0)) as server:
             echo = threading.Thread(target=echo_once, args=(server,))
             echo.start()
@@ -152,7 +152,13 @@ class TestNetwork:
         assert done.stdout.split() == ["3000000", "True", "refused", "datagram"], done.stderr
 
     def test_a_plan_that_cannot_be_is_refused_with_the_tools_words(self) -> None:
-        network: NetworkPlan = {"interface": "sky", "outer": "nonsense", "inner": "198.18.0.2", "ports": [1]}
+        network: NetworkPlan = {
+            "instance": "/nowhere",
+            "interface": "sky",
+            "outer": "nonsense",
+            "inner": "198.18.0.2",
+            "ports": [1],
+        }
         command = isolation.enclosed({"groups": [], "network": network}, ["true"])
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == enclosure.NOT_ENCLOSED
@@ -250,7 +256,13 @@ def unified(tmp_path: Path, own: str, *, passed_on: dict[str, str]) -> tuple[Pat
 
 
 def test_a_plan_can_be_told_on_a_command_line() -> None:
-    network: NetworkPlan = {"interface": "sky1", "outer": "198.18.0.1", "inner": "198.18.0.2", "ports": [80]}
+    network: NetworkPlan = {
+        "instance": "/nowhere",
+        "interface": "sky1",
+        "outer": "198.18.0.1",
+        "inner": "198.18.0.2",
+        "ports": [80],
+    }
     command = isolation.enclosed({"groups": [], "network": network}, ["true", "x"])
     assert json.loads(command[-3])["network"] == network
     assert command[-2:] == ["true", "x"]

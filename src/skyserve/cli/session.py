@@ -69,12 +69,16 @@ class Session:
         """The controller and one cluster. Raises ServiceNotFound."""
         return self._named(name, "cluster")
 
-    def _named(self, name: str, kind: str) -> tuple[ControlClient, ServiceView]:
+    def either(self, name: str) -> tuple[ControlClient, ServiceView]:
+        """The controller and the service or cluster of that name. Raises ServiceNotFound."""
+        return self._named(name, "service", "cluster")
+
+    def _named(self, name: str, *kinds: str) -> tuple[ControlClient, ServiceView]:
         client = self.existing_controller()
-        views = [view for view in client.services() if view.kind == kind] if client else []
+        views = [view for view in client.services() if view.kind in kinds] if client else []
         view = next((view for view in views if view.name == name), None)
         if client is None or view is None:
-            raise not_found(name, (view.name for view in views), kind)
+            raise not_found(name, (view.name for view in views), kinds[0])
         return client, view
 
 

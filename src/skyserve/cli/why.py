@@ -39,7 +39,7 @@ def why(session: Session, name: str, replica_id: int | None, tail: int, follow: 
       sky serve why mixtral --replica 7 --tail 100
       sky serve why mixtral --follow --output json
     """
-    client, _ = session.service(name)
+    client, _ = session.either(name)
     decisions = client.decisions(name, limit=tail, replica_id=replica_id)
     if session.as_json and not follow:
         from skyserve.model.codec import to_json

@@ -41,8 +41,10 @@ if TYPE_CHECKING:
         limits: dict[str, str]
 
     class NetworkPlan(TypedDict):
-        """The two ends of the veth pair: `outer` is this machine's address, `inner` the enclosure's, both in a /30."""
+        """The two ends of the veth pair: `outer` is this machine's address, `inner` the enclosure's, both in a /30.
+        `instance` is the directory that is there for as long as somebody may still connect."""
 
+        instance: str
         interface: str
         outer: str
         inner: str
@@ -194,7 +196,9 @@ def _stand_outside(lifeline: socket.socket, network: NetworkPlan, pid: int) -> N
             _, descriptors, _, _ = socket.recv_fds(lifeline, 1, 2)
             if len(descriptors) == 2:
                 lifeline.sendall(b"+")
-                _relay(lifeline, socket.socket(fileno=descriptors[0]), socket.socket(fileno=descriptors[1]))
+                streams, lookups = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+                _relay(lifeline, streams, lookups)
+                _linger(network["instance"])  # with both sockets open: they keep the namespace
     except OSError:
         pass  # nobody is left to be told
     finally:
@@ -214,22 +218,25 @@ def _lay_cable(lifeline: socket.socket, network: NetworkPlan, pid: int) -> None:
 
 
 def _relay(lifeline: socket.socket, streams: socket.socket, lookups: socket.socket) -> None:
-    """Serve what comes out of the namespace until nobody holds the lifeline.
-
-    Its sockets keep the namespace for a moment longer, so that whoever still connects to it is refused: without it the
-    address would lead to wherever this machine's default route does.
-    """
+    """Serve what comes out of the namespace until nobody holds the lifeline."""
     while True:
         readable, _, _ = select.select([lifeline, streams, lookups], [], [])
         if lifeline in readable and not lifeline.recv(1):
             streams.shutdown(socket.SHUT_RDWR)
-            time.sleep(_LINGER_S)
             return
         if streams in readable:
             near, _ = streams.accept()
             _in_thread(_carry, near)
         if lookups in readable:
             _in_thread(_look_up, lookups, *lookups.recvfrom(_DATAGRAM_BYTES))
+
+
+def _linger(instance: str) -> None:
+    """Keep the namespace while the instance is still listed, so that whoever connects to it is refused: without it the
+    address would lead to wherever this machine's default route does."""
+    deadline = time.monotonic() + _LINGER_S
+    while os.path.exists(instance) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _carry(near: socket.socket) -> None:

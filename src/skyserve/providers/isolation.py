@@ -111,7 +111,7 @@ def why_no_network(env: Mapping[str, str]) -> str | None:
     if shutil.which("nft", path=path) is None and shutil.which("iptables-restore", path=path) is None:
         return "neither nft (package nftables) nor iptables-restore (package iptables) is on the PATH"
     try:
-        network = plan_network((1,), env)
+        network = plan_network((1,), env, "")
         trial = subprocess.run(
             enclosed({"groups": [], "network": network}, ["true"]),
             env=dict(env),
@@ -126,15 +126,22 @@ def why_no_network(env: Mapping[str, str]) -> str | None:
     return None if trial.returncode == 0 else trial.stderr.strip() or f"exit code {trial.returncode}"
 
 
-def plan_network(ports: Iterable[int], env: Mapping[str, str]) -> NetworkPlan:
-    """Two free addresses and a name for the pair, by chance, as an earlier pair may not be quite gone.
+def plan_network(ports: Iterable[int], env: Mapping[str, str], instance: str) -> NetworkPlan:
+    """Two free addresses and a name for the pair, by chance, as an earlier pair may not be quite gone. `instance` is
+    the directory of whoever gets them.
 
     Raises ValueError when there are none.
     """
     routes = list(_routes(env))
     digest = os.urandom(8).hex()
     outer, inner = pick_addresses(digest, routes)
-    return {"interface": f"sky{digest[:10]}", "outer": outer, "inner": inner, "ports": sorted(set(ports))}
+    return {
+        "instance": instance,
+        "interface": f"sky{digest[:10]}",
+        "outer": outer,
+        "inner": inner,
+        "ports": sorted(set(ports)),
+    }
 
 
 def pick_addresses(digest: str, routes: Sequence[ipaddress.IPv4Network]) -> tuple[str, str]:

@@ -266,7 +266,8 @@ class LocalProvider:
                 )
             return _Place(LOOPBACK, _free_port(order.port, order.token, set(taken)))
         try:
-            network = isolation.plan_network((order.port, *order.ports), self._inherited_env)
+            directory = str(self._instance(order.token).path)
+            network = isolation.plan_network((order.port, *order.ports), self._inherited_env, directory)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise CapacityUnavailable(f"no addresses for a network namespace: {error}") from error
         return _Place(network["inner"], order.port, {"groups": [], "network": network})
