@@ -1,7 +1,7 @@
 """The controller's own `main`, with providers that ask fakes: `python -m tests.bed.controller FAKES`.
 
-FAKES is a JSON file: by provider the public facts of its fake (url, keys, ...) and the module that knows how to make the
-adapter out of them. What is not named there is not offered.
+FAKES is a JSON file: by provider the public facts of its fake (url, keys, ...) and the module that knows how to make
+the adapter out of them, or a module of the product's own providers. What is not named there is not offered.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +21,9 @@ from skyserve.controller import __main__ as controller
 from skyserve.providers.base import Provider
 from skyserve.providers.instrument import Instrumented
 from skyserve.providers.vm import VmProvider
+
+_POLL_S = 1.0
+"""Real clouds are asked less often: their machines take minutes to come and go."""
 
 
 class FakeRoster:
@@ -45,10 +48,11 @@ def _provider(facts: dict[str, object], config: Config, clock: Clock) -> Provide
         return make(config, clock)
     wanted = len(inspect.signature(module.adapter).parameters)
     cloud = module.adapter(*(fake, config, clock)[: min(3, max(2, wanted))])
-    return VmProvider(cloud, config, clock)
+    made = VmProvider(cloud, config, clock)
+    made.capabilities = replace(made.capabilities, poll_interval_s=_POLL_S)
+    return made
 
 
 if __name__ == "__main__":
     controller.Roster = FakeRoster  # type: ignore[assignment,misc]
-    os.environ.setdefault("SKYSERVE_PUBLIC_ADDRESS", "10.255.0.1/32")
     sys.exit(controller.main())

@@ -66,6 +66,13 @@ def test_it_goes_on_where_it_was_stopped() -> None:
     assert (booting.replicas[0].status, booting.replicas[0].endpoint) == (S.STARTING, None)
 
 
+def test_it_does_not_count_as_running_again_while_its_stop_is_still_under_way() -> None:
+    stopped = replica(1, S.STOPPED)
+    seen_before_it_stopped = (instance(stopped),)
+    plan = planned(stopped, machines=seen_before_it_stopped, in_flight=(stopped.instance_id,))
+    assert (plan.replicas[0].status, plan.actions) == (S.STOPPED, ())
+
+
 def test_one_that_vanishes_while_it_is_stopped_is_lost() -> None:
     assert planned(replica(1, S.STOPPED), halted=True).replicas[0].failure is Failure.LOST
 

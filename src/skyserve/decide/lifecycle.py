@@ -29,7 +29,8 @@ _S = ReplicaStatus
 class Evidence:
     """What was seen of one replica. `listed_at` is None while its provider is silent; `in_flight` says whether its
     launch is still under way; `drained` that no request is left on it; `probed` that its readiness is asked for: the
-    machine of a cluster is ready when it runs; `halted` that its machine is to be stopped."""
+    machine of a cluster is ready when it runs; `halted` that its machine is to be stopped; `changing` that something
+    was asked of its machine which the listing may not show yet."""
 
     listed_at: float | None
     instance: Instance | None
@@ -40,6 +41,7 @@ class Evidence:
     readiness: ReadinessProbe
     probed: bool = True
     halted: bool = False
+    changing: bool = False
 
 
 def gather(o: Observation, replica: Replica) -> Evidence:
@@ -57,6 +59,7 @@ def gather(o: Observation, replica: Replica) -> Evidence:
         readiness=o.specs[replica.version].readiness_probe,
         probed=o.specs[replica.version].kind is Kind.SERVICE,
         halted=o.halted,
+        changing=replica.instance_id in o.in_flight,
     )
 
 
@@ -206,7 +209,7 @@ def probing_deadline(replica: Replica, probe: ReadinessProbe) -> float:
 
 def _stopped(replica: Replica, seen: Evidence, now: float) -> Replica:
     state = seen.instance.state if seen.instance else None
-    if state in (InstanceState.STOPPED, InstanceState.STOPPING):
+    if state in (InstanceState.STOPPED, InstanceState.STOPPING) or seen.changing:
         return replica
     gone = _gone(replica, seen, now)
     if gone is not None:
