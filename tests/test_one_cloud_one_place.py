@@ -21,12 +21,13 @@ DATA = ("catalog/", "spec/shorthand.py")
 
 
 def home_of(cloud: str) -> str:
-    """The stem that all files of one provider's own begin with."""
+    """The name of the one file or folder that a provider has."""
     return PROVIDERS[cloud].partition(":")[0].rpartition(".")[2].removesuffix("_cloud")
 
 
 def is_own(path: Path, cloud: str) -> bool:
-    return path.parent == SOURCE / "providers" and path.stem.partition("_")[0] == home_of(cloud)
+    first = path.relative_to(SOURCE / "providers").parts[0] if path.is_relative_to(SOURCE / "providers") else ""
+    return first.removesuffix(".py").removesuffix("_cloud") == home_of(cloud)
 
 
 def named(tree: ast.AST) -> Iterator[str]:

@@ -36,7 +36,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from skyserve.clock import Clock
 from skyserve.config import Config
 from skyserve.providers.aws import AwsCloud
-from skyserve.providers.aws_api import Api, access
+from skyserve.providers.aws.api import Api, access
 
 ACCOUNT = DEFAULT_ACCOUNT_ID
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1")

@@ -32,7 +32,7 @@ from tests.bed.core import CloudCore, Fault, Machine, OutOfCapacity, OverQuota, 
 from skyserve.clock import Clock, SystemClock
 from skyserve.config import Config
 from skyserve.providers.azure import AzureCloud
-from skyserve.providers.azure_api import Account, Clients
+from skyserve.providers.azure.api import Account, Clients
 from skyserve.providers.identity import installation
 
 SUBSCRIPTION = "0b1f6471-1bf0-4dda-aec3-cb9272f09590"

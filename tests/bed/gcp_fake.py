@@ -25,7 +25,7 @@ from tests.bed.gcp_discovery import Body, Route, fields_tree, masked, routes, va
 from skyserve.clock import SystemClock
 from skyserve.config import Config
 from skyserve.providers.gcp import GcpCloud
-from skyserve.providers.gcp_api import Account
+from skyserve.providers.gcp.api import Account
 from skyserve.providers.identity import installation
 
 PROJECT = "demo-project"

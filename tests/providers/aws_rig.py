@@ -14,7 +14,7 @@ from skyserve.config import Config
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import Accelerator
 from skyserve.providers.aws import AwsCloud
-from skyserve.providers.aws_api import Api
+from skyserve.providers.aws.api import Api
 from skyserve.providers.base import LaunchOrder
 from skyserve.providers.identity import installation
 from skyserve.providers.vm_cloud import TAG_INSTALLATION, TAG_SERVICE, TAG_TOKEN, Vm, VmOrder

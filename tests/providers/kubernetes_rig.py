@@ -20,7 +20,7 @@ from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import ResourceChoice, Resources
 from skyserve.providers.base import LaunchOrder
 from skyserve.providers.kubernetes import KubernetesProvider
-from skyserve.providers.kubernetes_config import Contexts
+from skyserve.providers.kubernetes.config import Contexts
 
 SERVES, EXITS, FAILS_SETUP = "serves", "exits with 3", "setup exits with 4"
 RUN = {SERVES: "echo listening; exec sleep 1000", EXITS: "echo listening; exit 3", FAILS_SETUP: "exit 0"}

@@ -23,10 +23,10 @@ from skyserve.errors import (
     QuotaExceeded,
     Throttled,
 )
-from skyserve.providers import aws_words as words
 from skyserve.providers.aws import AwsCloud
-from skyserve.providers.aws_api import Api, AwsError
-from skyserve.providers.aws_words import image_parameter
+from skyserve.providers.aws import words as words
+from skyserve.providers.aws.api import Api, AwsError
+from skyserve.providers.aws.words import image_parameter
 from skyserve.providers.identity import installation
 from skyserve.providers.vm_cloud import TAG_INSTALLATION, TAG_SERVICE, TAG_TOKEN, Vm, VmState
 

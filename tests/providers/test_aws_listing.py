@@ -25,7 +25,7 @@ from skyserve.errors import (
 from skyserve.model.offering import Offering
 from skyserve.providers import aws
 from skyserve.providers.aws import AwsCloud
-from skyserve.providers.aws_api import Api
+from skyserve.providers.aws.api import Api
 from skyserve.providers.base import NotConfigured
 from skyserve.providers.vm_cloud import VmState
 

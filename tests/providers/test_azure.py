@@ -29,9 +29,9 @@ from skyserve.errors import (
 )
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import Accelerator
-from skyserve.providers import azure_words as words
 from skyserve.providers.azure import AzureCloud
-from skyserve.providers.azure_api import Clients
+from skyserve.providers.azure import words as words
+from skyserve.providers.azure.api import Clients
 from skyserve.providers.base import LaunchOrder
 from skyserve.providers.vm_cloud import TAG_INSTALLATION, TAG_SERVICE, TAG_TOKEN, Vm, VmOrder, VmState
 

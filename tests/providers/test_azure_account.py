@@ -16,7 +16,7 @@ from skyserve.clock import SystemClock
 from skyserve.config import Config
 from skyserve.errors import CredentialsRejected, ProviderUnavailable
 from skyserve.providers.azure import provider
-from skyserve.providers.azure_api import Account, account, meaning
+from skyserve.providers.azure.api import Account, account, meaning
 from skyserve.providers.base import NotConfigured
 
 SECRET = {"AZURE_CLIENT_ID": "id", "AZURE_TENANT_ID": "t", "AZURE_CLIENT_SECRET": "private"}

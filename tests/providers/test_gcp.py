@@ -29,9 +29,10 @@ from skyserve.errors import (
 )
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import Accelerator
-from skyserve.providers import gcp, gcp_api
+from skyserve.providers import gcp
 from skyserve.providers.base import LaunchOrder
 from skyserve.providers.gcp import GcpCloud
+from skyserve.providers.gcp import api as gcp_api
 from skyserve.providers.identity import installation
 from skyserve.providers.vm_cloud import TAG_INSTALLATION, TAG_SERVICE, TAG_TOKEN, Vm, VmOrder, VmState
 

@@ -19,7 +19,7 @@ from skyserve.config import Config
 from skyserve.errors import CredentialsRejected, ProviderUnavailable
 from skyserve.providers.base import NotConfigured
 from skyserve.providers.gcp import GcpCloud, provider
-from skyserve.providers.gcp_api import find_account
+from skyserve.providers.gcp.api import find_account
 
 
 @pytest.fixture

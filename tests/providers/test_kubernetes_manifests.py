@@ -28,15 +28,15 @@ from skyserve.errors import CredentialsRejected, OrderRejected, ProviderError, P
 from skyserve.model.evidence import InstanceState
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import Accelerator, Quantity, Resources
-from skyserve.providers import kubernetes_manifests as manifests
-from skyserve.providers import kubernetes_nodes as supply
-from skyserve.providers import kubernetes_objects as objects
-from skyserve.providers import kubernetes_pods as pods
 from skyserve.providers.base import LaunchOrder, NotConfigured
+from skyserve.providers.kubernetes import manifests as manifests
+from skyserve.providers.kubernetes import nodes as supply
+from skyserve.providers.kubernetes import objects as objects
+from skyserve.providers.kubernetes import pods as pods
 from skyserve.providers.kubernetes import provider
-from skyserve.providers.kubernetes_api import Access, Api
-from skyserve.providers.kubernetes_config import IN_CLUSTER, Contexts
-from skyserve.providers.kubernetes_manifests import Names
+from skyserve.providers.kubernetes.api import Access, Api
+from skyserve.providers.kubernetes.config import IN_CLUSTER, Contexts
+from skyserve.providers.kubernetes.manifests import Names
 
 L4 = Accelerator("L4", 2)
 OFFERING = Offering(

@@ -27,7 +27,7 @@ from skyserve.providers.environment import Site
 from skyserve.providers.machine import Share
 from skyserve.providers.remote_agent import Hosted, load_of, order_for
 from skyserve.providers.ssh import SshProvider
-from skyserve.providers.ssh_host import Note, claim_of, read_note, share_of
+from skyserve.providers.ssh.host import Note, claim_of, read_note, share_of
 
 pytestmark = needs_machines
 RUNNING = InstanceState.RUNNING

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from skyserve.errors import SpecError
-from skyserve.providers.ssh_pools import PoolHost, read
+from skyserve.providers.ssh.pools import PoolHost, read
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -17,7 +17,7 @@ from skyserve.errors import CredentialsRejected, ProviderError, UsageError
 if TYPE_CHECKING:
     from skyserve.model.codec import JsonValue
     from skyserve.providers.ssh import SshProvider
-    from skyserve.providers.ssh_host import SshHost
+    from skyserve.providers.ssh.host import SshHost
 
 _HEADERS = ("POOL", "HOST", "STATE", "CPUS", "MEMORY", "GPUS", "REPLICAS", "WHY")
 _EXPENDABLE = ("WHY", "MEMORY", "CPUS")

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from skyserve.model.evidence import Instance, InstanceState
-from skyserve.providers.kubernetes_manifests import (
+from skyserve.providers.kubernetes.manifests import (
     ANNOTATION_ENDED,
     ANNOTATION_PORT,
     LABEL_SERVICE,
     LABEL_TOKEN,
     RAN_LINE,
 )
-from skyserve.providers.kubernetes_nodes import CLOUD
-from skyserve.providers.kubernetes_objects import (
+from skyserve.providers.kubernetes.nodes import CLOUD
+from skyserve.providers.kubernetes.objects import (
     Object,
     at,
     condition,

@@ -17,8 +17,8 @@ from pathlib import Path
 from skyserve.config import Config
 from skyserve.errors import CredentialsRejected, ProviderUnavailable
 from skyserve.providers.base import NotConfigured
-from skyserve.providers.kubernetes_api import Access
-from skyserve.providers.kubernetes_objects import Object, at, instant, listed, part, text
+from skyserve.providers.kubernetes.api import Access
+from skyserve.providers.kubernetes.objects import Object, at, instant, listed, part, text
 
 TITLE = "Kubernetes"
 IN_CLUSTER = "in-cluster"

@@ -23,7 +23,7 @@ from skyserve.errors import (
     QuotaExceeded,
     Throttled,
 )
-from skyserve.providers.kubernetes_objects import Object, listed, number, part, text
+from skyserve.providers.kubernetes.objects import Object, listed, number, part, text
 
 if TYPE_CHECKING:
     import aiohttp  # takes a while, and `sky check` may find that nothing is configured

@@ -13,8 +13,8 @@ from skyserve.clock import Clock
 from skyserve.errors import ProviderError
 from skyserve.model.offering import CapacityType, Offering
 from skyserve.providers.footprint import Lately
-from skyserve.providers.gcp_api import Compute, Json, Refusal, at, entries
-from skyserve.providers.gcp_words import attached_kind
+from skyserve.providers.gcp.api import Compute, Json, Refusal, at, entries
+from skyserve.providers.gcp.words import attached_kind
 
 VERSION = "2026-11-01"
 """The API's methods of this kind have versions of their own."""

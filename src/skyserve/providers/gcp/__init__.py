@@ -1,7 +1,7 @@
 """GCP: machines of Compute Engine, over its REST API (version 1).
 
-Knows which calls make, list and end machines, and in what order. The API itself is in `gcp_api`, its words are in
-`gcp_words`. Must not know what runs on the machines.
+Knows which calls make, list and end machines, and in what order. The API itself is in `gcp.api`, its words are in
+`gcp.words`. Must not know what runs on the machines.
 
 A launch is an *operation*: the API accepts it, and says seconds later, inside the operation, that there is no capacity.
 `create` therefore follows it for a while (`_FOLLOW_S`). An operation that fails later still is not lost: `machines`
@@ -29,8 +29,8 @@ from skyserve.errors import (
 )
 from skyserve.model.offering import Offering
 from skyserve.providers.base import EVERYTHING_BUT_CONTAINERS, Capabilities, CheckResult, Feature, Provider
-from skyserve.providers.gcp_advice import Advisor
-from skyserve.providers.gcp_api import (
+from skyserve.providers.gcp.advice import Advisor
+from skyserve.providers.gcp.api import (
     PROJECT_HINT,
     TITLE,
     Account,
@@ -44,7 +44,7 @@ from skyserve.providers.gcp_api import (
     mapping,
     text,
 )
-from skyserve.providers.gcp_words import (
+from skyserve.providers.gcp.words import (
     FIELDS,
     NETWORK,
     PAGE_FIELDS,

@@ -24,7 +24,7 @@ from skyserve.providers import agent, boot
 from skyserve.providers.machine import Gpu, Machine, Share, canonical_gpu_name
 from skyserve.providers.openssh import CommandFailed, Login, Ssh
 from skyserve.providers.remote_agent import HALTED, Hosted, Load, RemoteAgent, State
-from skyserve.providers.ssh_pools import PoolHost
+from skyserve.providers.ssh.pools import PoolHost
 
 PROVIDER = "ssh"
 

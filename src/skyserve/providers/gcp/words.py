@@ -22,7 +22,7 @@ from skyserve.errors import (
     Throttled,
 )
 from skyserve.model.offering import CapacityType, Offering
-from skyserve.providers.gcp_api import LOGIN_HINT, Json, Refusal, entries, mapping, parsed, text
+from skyserve.providers.gcp.api import LOGIN_HINT, Json, Refusal, entries, mapping, parsed, text
 from skyserve.providers.vm_cloud import TAG_INSTALLATION, TAG_SERVICE, TAG_TOKEN, Vm, VmOrder, VmState
 
 DEFAULT_DISK_GIB = 100

@@ -1,7 +1,7 @@
 """Azure: virtual machines as machines, by way of Azure's management SDKs, which are an optional extra.
 
 Knows in which order Azure wants things done, and what must be remembered between calls. The words are in
-`azure_words`, the way there in `azure_api`. It must not know what runs on a machine.
+`azure.words`, the way there in `azure.api`. It must not know what runs on a machine.
 
 All of a service's machines of one region stand in one resource group that holds nothing else, and everything of one
 machine is made by one request, to go when the machine goes. So nothing can be left behind: a machine takes its disk,
@@ -23,9 +23,9 @@ from skyserve.clock import Clock
 from skyserve.config import Config
 from skyserve.errors import CredentialsRejected, OrderRejected, PlaceRefused, ProviderError, ProviderUnavailable
 from skyserve.model.offering import Offering
-from skyserve.providers import azure_api as api
-from skyserve.providers import azure_words as words
-from skyserve.providers.azure_words import Ground
+from skyserve.providers.azure import api as api
+from skyserve.providers.azure import words as words
+from skyserve.providers.azure.words import Ground
 from skyserve.providers.base import EVERYTHING_BUT_CONTAINERS, Capabilities, CheckResult, Feature
 from skyserve.providers.identity import installation
 from skyserve.providers.vm import VmProvider

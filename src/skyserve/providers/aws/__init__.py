@@ -1,6 +1,6 @@
 """AWS: EC2 instances as machines, by way of boto3.
 
-Knows which EC2, SSM and STS calls are needed, and in what order; `aws_words` knows their contents, `aws_api` the way
+Knows which EC2, SSM and STS calls are needed, and in what order; `aws.words` knows their contents, `aws.api` the way
 there. It must not know what runs on a machine.
 
 How the listing stays whole without asking every region every time: a machine of ours can stand only in a region that
@@ -20,8 +20,8 @@ from skyserve.clock import Clock
 from skyserve.config import Config
 from skyserve.errors import OrderRejected, PlaceRefused, ProviderError, ProviderUnavailable
 from skyserve.model.offering import Offering
-from skyserve.providers import aws_words as words
-from skyserve.providers.aws_api import TITLE, Api, AwsError, Told, access, number, rows, text
+from skyserve.providers.aws import words as words
+from skyserve.providers.aws.api import TITLE, Api, AwsError, Told, access, number, rows, text
 from skyserve.providers.base import EVERYTHING_BUT_CONTAINERS, Capabilities, CheckResult, Feature, NotConfigured
 from skyserve.providers.footprint import Footprint, Lately
 from skyserve.providers.identity import installation

@@ -1,8 +1,8 @@
 """Kubernetes as a provider: kubeconfig contexts are regions, a replica is a Pod.
 
-Knows how objects of a cluster are made, listed and removed for a replica; what they contain is `kubernetes_manifests`,
-what they say `kubernetes_pods`, what nodes can give `kubernetes_nodes`, how servers are found and talked to
-`kubernetes_config` and `kubernetes_api`. Must not know what a replica is for.
+Knows how objects of a cluster are made, listed and removed for a replica; what they contain is `kubernetes.manifests`,
+what they say `kubernetes.pods`, what nodes can give `kubernetes.nodes`, how servers are found and talked to
+`kubernetes.config` and `kubernetes.api`. Must not know what a replica is for.
 
     kubernetes/contexts/<digest>        the name of a context that may hold objects of ours: only those are listed
     logs/kubernetes/<service>/<pod>     output of pods that were ended
@@ -32,9 +32,6 @@ from skyserve.errors import (
 from skyserve.model.evidence import Instance, InstanceState
 from skyserve.model.offering import Location
 from skyserve.model.resources import ResourceChoice
-from skyserve.providers import kubernetes_manifests as manifests
-from skyserve.providers import kubernetes_nodes as supply
-from skyserve.providers import kubernetes_pods as pods
 from skyserve.providers.base import (
     Candidates,
     Capabilities,
@@ -46,10 +43,13 @@ from skyserve.providers.base import (
     Provider,
 )
 from skyserve.providers.identity import installation
-from skyserve.providers.kubernetes_api import AlreadyThere, Api, NotThere, Outdated, follow
-from skyserve.providers.kubernetes_config import IN_CLUSTER, TITLE, Contexts
-from skyserve.providers.kubernetes_manifests import Archive, Names
-from skyserve.providers.kubernetes_objects import Object, at, digest, instant, label_value, listed, strings, text
+from skyserve.providers.kubernetes import manifests as manifests
+from skyserve.providers.kubernetes import nodes as supply
+from skyserve.providers.kubernetes import pods as pods
+from skyserve.providers.kubernetes.api import AlreadyThere, Api, NotThere, Outdated, follow
+from skyserve.providers.kubernetes.config import IN_CLUSTER, TITLE, Contexts
+from skyserve.providers.kubernetes.manifests import Archive, Names
+from skyserve.providers.kubernetes.objects import Object, at, digest, instant, label_value, listed, strings, text
 
 NODES = "/api/v1/nodes"
 _ACCESS_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"

@@ -1,6 +1,6 @@
 """Machines of the user's own as a provider: the pools of `~/.sky/ssh_node_pools.yaml`, each a region, that were set up
 with `sky ssh up`. Several replicas share a host, within what it has. Knows how a host is chosen; must not know how one
-is spoken to (`ssh_host`), nor what the file looks like (`ssh_pools`).
+is spoken to (`ssh.host`), nor what the file looks like (`ssh.pools`).
 
 Where a host does not answer, nobody else can say what became of it. Its replicas are then listed as they were when it
 was last heard of, for as long as it is silent: readiness probes tell whether they still serve, other hosts are not
@@ -22,7 +22,7 @@ from skyserve.errors import CapacityUnavailable, OrderRejected, ProviderUnavaila
 from skyserve.model.evidence import Instance
 from skyserve.model.offering import Location, Offering
 from skyserve.model.resources import ResourceChoice, Resources
-from skyserve.providers import openssh, ssh_pools
+from skyserve.providers import openssh
 from skyserve.providers.base import (
     Candidates,
     Capabilities,
@@ -40,8 +40,9 @@ from skyserve.providers.identity import installation
 from skyserve.providers.machine import Ask, Machine, Share
 from skyserve.providers.openssh import CommandFailed
 from skyserve.providers.remote_agent import load_of, order_for
-from skyserve.providers.ssh_host import PROVIDER, SshHost, claim_of, note_path
-from skyserve.providers.ssh_pools import PoolHost, Pools
+from skyserve.providers.ssh import pools as ssh_pools
+from skyserve.providers.ssh.host import PROVIDER, SshHost, claim_of, note_path
+from skyserve.providers.ssh.pools import PoolHost, Pools
 
 TITLE = "SSH"
 REPLICA_PORTS = range(20000, 30000)

@@ -21,7 +21,7 @@ from skyserve.errors import (
     Throttled,
 )
 from skyserve.model.offering import CapacityType, Offering
-from skyserve.providers.aws_api import AwsError, Told, number, rows, text
+from skyserve.providers.aws.api import AwsError, Told, number, rows, text
 from skyserve.providers.vm_cloud import TAG_SERVICE, TAG_TOKEN, Vm, VmOrder, VmState
 
 NAME = "aws"

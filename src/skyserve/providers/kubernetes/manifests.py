@@ -22,8 +22,8 @@ from skyserve.errors import OrderRejected
 from skyserve.providers import environment
 from skyserve.providers.base import LaunchOrder
 from skyserve.providers.environment import Site
-from skyserve.providers.kubernetes_nodes import GPU, IMAGE_PREFIX, tolerations
-from skyserve.providers.kubernetes_objects import label_value, object_name
+from skyserve.providers.kubernetes.nodes import GPU, IMAGE_PREFIX, tolerations
+from skyserve.providers.kubernetes.objects import label_value, object_name
 
 DEFAULT_IMAGE = "docker.io/library/python:3.12"
 """What a replica runs in that names no image: Debian with Python, pip, git, curl and a compiler. CUDA programs run in

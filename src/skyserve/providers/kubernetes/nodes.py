@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from skyserve.model import accelerators
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import Accelerator, Quantity, Resources
-from skyserve.providers.kubernetes_objects import GIB, Object, at, listed, part, quantity, strings, text
+from skyserve.providers.kubernetes.objects import GIB, Object, at, listed, part, quantity, strings, text
 from skyserve.providers.machine import canonical_gpu_name
 
 CLOUD = "kubernetes"

@@ -26,7 +26,7 @@ from skyserve.errors import (
     Throttled,
 )
 from skyserve.model.offering import Offering
-from skyserve.providers import azure_words as words
+from skyserve.providers.azure import words as words
 from skyserve.providers.base import NotConfigured
 
 if TYPE_CHECKING:
