@@ -284,6 +284,15 @@ def test_a_region_without_room_says_so(bench: Bench) -> None:
     assert len(bench.fake.asked("instances.insert")) == 3
 
 
+def test_a_region_that_the_project_does_not_have_is_left_alone(bench: Bench) -> None:
+    there = offering(zone=None)
+    elsewhere = replace(there, location=replace(there.location, region="mars-north1"))
+    with pytest.raises(CapacityUnavailable, match="not there") as caught:
+        bench.launch(offering=elsewhere)
+    assert caught.value.location == "gcp/mars-north1"
+    assert caught.value.retry_after_s > 3600
+
+
 # ---- what the operation says
 
 

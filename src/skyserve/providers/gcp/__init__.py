@@ -47,6 +47,7 @@ from skyserve.providers.gcp.api import (
 from skyserve.providers.gcp.words import (
     FIELDS,
     NETWORK,
+    NOT_SOLD_S,
     PAGE_FIELDS,
     STOPPED_RUN,
     being_taken_back,
@@ -229,7 +230,16 @@ class GcpCloud:
 
     async def _zones_of(self, region: str) -> list[str]:
         if region not in self._zones:
-            answer = await self._call("GET", f"regions/{region}", params={"fields": "zones"})
+            try:
+                answer = await self._api.call("GET", f"regions/{region}", None, {"fields": "zones"})
+            except Refusal as refusal:
+                if refusal.status != HTTPStatus.NOT_FOUND:
+                    raise self._told(refusal) from refusal
+                # Prices know more regions than a project may have: the next place will do, and the version goes on.
+                where, again_s = f"{self.name}/{region}", NOT_SOLD_S
+                raise CapacityUnavailable(
+                    f"not there: {refusal.message}", location=where, retry_after_s=again_s
+                ) from refusal
             self._zones[region] = sorted(str(zone).rpartition("/")[2] for zone in entries(answer, "zones"))
         return self._zones[region]
 

@@ -55,7 +55,8 @@ _CLOSED = re.compile(r"accessNotConfigured|SERVICE_DISABLED|billing", re.IGNOREC
 _NOT_SOLD = re.compile(
     r"(machineTypes?|acceleratorTypes?)\b.*(not|n't)|does not exist in zone", re.IGNORECASE | re.DOTALL
 )
-_NOT_SOLD_S = 6 * 3600.0
+NOT_SOLD_S = 6 * 3600.0
+"""How long a place is left alone where such a machine, or anything at all, is not to be had."""
 
 _REGION_WIDE = frozenset({"IN_USE_ADDRESSES", "INSTANCES", "SSD_TOTAL_GB", "DISKS_TOTAL_GB", "CPUS_ALL_REGIONS"})
 
@@ -72,7 +73,7 @@ def told(refusal: Refusal, project: str, offering: Offering | None = None) -> Pr
     if refusal.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or _CLOSED.search(refusal.reason):
         return CredentialsRejected(said, hint=_access_hint(refusal, project))
     if offering is not None and _NOT_SOLD.search(refusal.message):
-        return CapacityUnavailable(f"not sold there: {said}", retry_after_s=_NOT_SOLD_S)
+        return CapacityUnavailable(f"not sold there: {said}", retry_after_s=NOT_SOLD_S)
     busy = _BUSY.search(refusal.reason) or _CHANGED_MEANWHILE in refusal.message
     if busy or refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return ProviderUnavailable(said)
