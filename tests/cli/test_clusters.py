@@ -122,7 +122,8 @@ def test_status_gives_the_address(sky, fake, dev):
 def test_stop_and_start_wait_until_it_is_so(sky, fake, dev, make_service, make_replica):
     stopped = make_service("dev", "REPLICA_INIT", make_replica(1, "STOPPED"), kind="cluster")
     fake.services["dev"] = dev
-    fake.script["dev"] = [dev, dev, stopped]
+    stopping = make_service("dev", "REPLICA_INIT", make_replica(1, "STOPPED", detail="still"), kind="cluster")
+    fake.script["dev"] = [dev, dev, stopping, stopping, stopped]
     assert "Stopped cluster 'dev'" in sky("stop", "dev", "-y").err
     fake.script["dev"] = [stopped, stopped, dev]
     assert sky("start", "dev", "-y", "-o", "json").json == {"clusters": ["dev"]}

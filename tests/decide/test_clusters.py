@@ -55,7 +55,8 @@ def test_stopping_is_asked_until_it_is_so() -> None:
     under_way = planned(stopped, machines=(instance(stopped),), halted=True, in_flight=(stopped.instance_id,))
     assert not under_way.actions
     done = planned(stopped, machines=(instance(stopped, InstanceState.STOPPED),), halted=True)
-    assert (done.replicas[0].status, done.actions) == (S.STOPPED, ())
+    assert (done.replicas[0].status, done.replicas[0].detail, done.actions) == (S.STOPPED, "", ())
+    assert under_way.replicas[0].detail
 
 
 def test_it_goes_on_where_it_was_stopped() -> None:

@@ -71,8 +71,10 @@ def machine_up(view: ServiceView) -> Judgement:
 
 
 def machine_stopped(view: ServiceView) -> Judgement:
-    """A judge for a cluster that is to stop."""
-    stopped = all(replica.status == ReplicaStatus.STOPPED.value for replica in view.replicas)
+    """A judge for a cluster that is to stop: done when its provider says so. One that is gone cannot be stopped."""
+    if any(tables.has_failed(replica) for replica in view.replicas):
+        return Judgement(Verdict.FAILED, "failed")
+    stopped = all(r.status == ReplicaStatus.STOPPED.value and not r.detail for r in view.replicas)
     return Judgement(Verdict.DONE if stopped else Verdict.WAIT)
 
 

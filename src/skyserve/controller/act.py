@@ -42,7 +42,10 @@ log = logging.getLogger(__name__)
 
 
 class Hands:
-    """Calls under way for one service, and the outcomes that no committed step has seen yet."""
+    """Calls under way for one service, and the outcomes that no committed step has seen yet.
+
+    `hurry` is told which provider's listing is out of date.
+    """
 
     def __init__(
         self,
@@ -51,12 +54,14 @@ class Hands:
         files: Files,
         clock: Clock,
         nudge: Callable[[], None],
+        hurry: Callable[[str], None] = lambda provider: None,
     ) -> None:
         self._providers = providers
         self._secrets = secrets
         self._files = files
         self._clock = clock
         self._nudge = nudge
+        self._hurry = hurry
         self._running: dict[str, asyncio.Task[Outcome]] = {}
         self._outcomes: dict[str, Outcome] = {}
         self._answered: dict[str, tuple[str, float]] = {}
@@ -113,6 +118,7 @@ class Hands:
         self._outcomes[key] = outcome
         if listed_by is not None:
             self._answered[key] = (listed_by, outcome.at + outcome.retry_after_s)
+            self._hurry(listed_by)
         self._nudge()
 
     async def _launch(self, observation: Observation, replica: Replica, provider_name: str) -> Outcome:

@@ -225,7 +225,7 @@ class Supervisor:
             watches=self._watches,
             offers=Offers(self.providers, self.clock),
             prober=prober,
-            hands=Hands(self.providers, self._secrets, self._files(tag), self.clock, nudged.set),
+            hands=Hands(self.providers, self._secrets, self._files(tag), self.clock, nudged.set, self._hurry),
             door=Door(place, self.clock, nudged.set, prober.hurry) if serves else NoDoor(),
             nudged=nudged,
         )
@@ -306,6 +306,10 @@ class Supervisor:
         for served in self._served.values():
             if served.tag in tags:
                 served.world.nudge()
+
+    def _hurry(self, provider: str) -> None:
+        if provider in self._watches:
+            self._watches[provider].hurry()
 
     def _nudge(self, name: str) -> None:
         if name in self._served:

@@ -19,6 +19,8 @@ UNCLEAR_LAUNCH_PATIENCE_S = 60.0
 BOOT_PATIENCE_S = 1800.0
 """How long a machine may take from its acceptance to the start of setup: bare metal with many GPUs takes a while, but
 one that never comes up costs money."""
+STILL_STOPPING = "its machine is being stopped"
+"""Detail of a stopped replica until its provider says that the machine has come to a halt."""
 CLEANUP_PATIENCE_S = 600.0
 """How long an instance may take to disappear once its end was ordered, before people are told."""
 
@@ -209,8 +211,10 @@ def probing_deadline(replica: Replica, probe: ReadinessProbe) -> float:
 
 def _stopped(replica: Replica, seen: Evidence, now: float) -> Replica:
     state = seen.instance.state if seen.instance else None
-    if state in (InstanceState.STOPPED, InstanceState.STOPPING) or seen.changing:
+    if seen.changing or state is InstanceState.STOPPING:
         return replica
+    if state is InstanceState.STOPPED:
+        return replace(replica, detail="")
     gone = _gone(replica, seen, now)
     if gone is not None:
         return gone

@@ -16,7 +16,7 @@ def follow(draft: Draft) -> None:
     """Stop what is to be stopped, and start what is not. Asked for again as long as the listing says otherwise."""
     for replica in list(draft.replicas):
         if draft.o.halted and replica.status in _STOPPABLE:
-            stopped = lifecycle.move(replica, ReplicaStatus.STOPPED, draft.o.now, "the user stopped it")
+            stopped = lifecycle.move(replica, ReplicaStatus.STOPPED, draft.o.now, lifecycle.STILL_STOPPING)
             draft.put(stopped)
             _halt(draft, stopped)
         elif replica.status is ReplicaStatus.STOPPED:
