@@ -6,23 +6,22 @@ import asyncio
 import json
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from tests.contract.provider_suite import EXITS, FAILS_SETUP, SERVES, ProviderContract, Rig
 from tests.providers.ssh_pool_rig import PoolRig, all_in, offering_for, pool_rig, until
 from tests.providers.ssh_rig import PATIENCE_S, needs_machines
 
 from skyserve.clock import SystemClock
 from skyserve.config import Config
 from skyserve.errors import CapacityUnavailable, CredentialsRejected, OrderRejected, ProviderUnavailable
-from skyserve.model.evidence import Instance, InstanceState
+from skyserve.model.evidence import InstanceState
 from skyserve.model.resources import Quantity, ResourceChoice, Resources
 from skyserve.providers import ssh
-from skyserve.providers.base import Exit, NotConfigured, Provider
+from skyserve.providers.base import Exit, NotConfigured
 from skyserve.providers.environment import Site
 from skyserve.providers.machine import Share
 from skyserve.providers.remote_agent import Hosted, load_of, order_for
@@ -43,43 +42,6 @@ def one(tmp_path: Path) -> Iterator[PoolRig]:
 def two(tmp_path: Path) -> Iterator[PoolRig]:
     with pool_rig(tmp_path, "gpu-1", "gpu-2") as rig:
         yield rig
-
-
-class Handles:
-    """The contract suite's handles on one host."""
-
-    def __init__(self, rig: PoolRig, provider: SshProvider) -> None:
-        self.provider: Provider = provider
-        self._rig = rig
-        self._ssh = provider
-        self._full = False
-
-    async def launch(
-        self, token: str, life: str = SERVES, *, service: str = "chat-u1", replica_id: int = 1
-    ) -> Instance:
-        run = {SERVES: "echo listening; exec sleep 1000", EXITS: "echo listening; exit 3", FAILS_SETUP: "exit 0"}[life]
-        setup = "echo setting up; exit 4" if life == FAILS_SETUP else None
-        order = self._rig.order(run, replica_id=replica_id, setup=setup, token=token, service=service)
-        if self._full:
-            order = replace(order, offering=replace(order.offering, instance_type="host-10000cpu"))
-        return await self.provider.launch(order)
-
-    async def until(self, true_of: Callable[[Sequence[Instance]], bool]) -> Sequence[Instance]:
-        return await until(self._ssh, true_of)
-
-    def fill_up(self) -> None:
-        self._full = True
-
-
-class TestContract(ProviderContract):
-    @pytest.fixture
-    def rig(self, one: PoolRig) -> Iterator[Rig]:
-        with asyncio.Runner() as runner:
-            runner.run(one.up())
-            runner.run(one.close())
-        yield Handles(one, one.provider())
-        with asyncio.Runner() as runner:
-            runner.run(one.close())
 
 
 class TestLaunching:
