@@ -273,8 +273,9 @@ class SshHost:
                 pause_s = _RETRY_S
             except CommandFailed as error:
                 why = f"its agent does not answer: {error.message}"
-                with contextlib.suppress(ProviderError):
-                    await self._install()
+                if self._path.exists():  # otherwise it was taken down just now: then it shall stay as it is
+                    with contextlib.suppress(ProviderError):
+                        await self._install()
             except ProviderError as error:
                 why = error.message
             self._state, self._why = None, why
@@ -287,6 +288,8 @@ class SshHost:
     async def _listen(self) -> None:
         async with contextlib.aclosing(self.agent.watch()) as states:
             async for state in states:
+                if not self._path.exists():
+                    return
                 if state.agent != boot.digest():
                     await self._install()
                     return
