@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
@@ -39,7 +39,6 @@ class KubernetesWorld(World):
         (home / "ours").mkdir()
         (home / "theirs").mkdir()
         self._rig = KubernetesRig(cluster, home / "ours")
-        self._gates = count(1)
         for name, labels in NODES.items():
             cluster.kubelet.add_node(name, cpus=16, labels=labels)
 
@@ -60,12 +59,15 @@ class KubernetesWorld(World):
     @asynccontextmanager
     async def gate(self) -> AsyncIterator[Gate]:
         """A file: pods have no way out of their network here."""
-        path = f"/tmp/gate-{next(self._gates)}"
+        path = f"/tmp/gate-{os.urandom(8).hex()}"
+        here = os.stat("/")
 
         def open_it() -> None:
             for pod in list(self._cluster.kubelet.pods.values()):
+                root = Path(f"/proc/{pod.init}/root")
                 with suppress(OSError):
-                    Path(f"/proc/{pod.init}/root{path}").touch()
+                    if not os.path.samestat(root.stat(), here):  # it has not begun yet, or is over
+                        (root / path[1:]).touch()
 
         yield Gate(f"until [ -e {path} ]; do sleep 0.05; done", open_it)
 

@@ -348,7 +348,9 @@ class KubernetesProvider:
         self, context: str, pod: Object, nodes: Mapping[str, Object] | None, services: Mapping[str, Object]
     ) -> Instance:
         node = (nodes or {}).get(text(pod, "spec", "nodeName"))
-        ending = pods.instance_id(context, pod) in self._ending or pods.is_marked_ended(pod)
+        if pods.is_marked_ended(pod):  # by a controller before this one
+            self._ending.add(pods.instance_id(context, pod))
+        ending = pods.instance_id(context, pod) in self._ending
         scene = pods.Scene(
             node=node,
             service=services.get(text(pod, "metadata", "name")),
