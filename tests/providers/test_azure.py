@@ -663,8 +663,9 @@ def test_a_server_that_is_not_there(bed):
 
 @pytest.mark.parametrize("vm_id", ["i-123", "/subscriptions/x"])
 def test_ids_that_are_none_of_azure(bed, vm_id):
+    asyncio.run(bed.cloud.delete(vm_id))  # there is nothing to end
     with pytest.raises(OrderRejected):
-        asyncio.run(bed.cloud.delete(vm_id))
+        asyncio.run(bed.cloud.stop(vm_id))
 
 
 def test_a_machine_of_another_subscription_is_not_taken_for_gone(bed):
