@@ -37,6 +37,8 @@ _SOCKET_SUFFIX = 18  # `.` and 16 characters that ssh puts behind the name while
 _CONNECTION_FAILED = 255
 _END_PATIENCE_S = 2.0
 _LOGIN_TIMEOUT_S = 30.0
+_NO_FOLDER = b"cannot bind to path"
+"""What ssh says when the folder of its socket was just removed, as by `Ssh.close` of another machine."""
 _CHUNK = 65536
 _LINE_LIMIT = 16 * 1024 * 1024
 _DENIED = re.compile(r"permission denied \(|too many authentication failures|no such identity|load key .*: ", re.I)
@@ -160,7 +162,7 @@ class Ssh:
             await asyncio.wait({feeding})
         if (broken := feeding.exception()) is not None:
             raise ProviderUnavailable(f"what {self.login.host} should get could not be read: {broken}") from broken
-        if again and client.code == _CONNECTION_FAILED and not told.strip():
+        if again and client.code == _CONNECTION_FAILED and (not told.strip() or _NO_FOLDER in told):
             return await self._run(command, feed, timeout_s, again=False)
         self._judge(client.code, told)
         return out
