@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skyserve.catalog.query import ZONAL_CLOUDS
 from skyserve.cli import wording
 from skyserve.cli.estimate import Cost, Estimate, PlanRow
 from skyserve.model.offering import CapacityType
@@ -122,6 +121,8 @@ def _cost_lines(cost: Cost | None) -> list[str]:
 
 
 def _plan_row(row: PlanRow) -> tuple[str, ...]:
+    from skyserve.catalog.query import ZONAL_CLOUDS  # only a plan has to do with prices
+
     spot = row.capacity_type == CapacityType.SPOT.value
     return (
         registry.title(row.cloud),
