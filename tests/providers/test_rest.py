@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from tests.bed.core import CloudCore
@@ -190,8 +191,8 @@ def test_at_most_one_launch_per_token():
     at_once: list[int] = []
     clock = PassingClock()
 
-    async def nothing() -> Vm | None:
-        return None
+    async def nothing() -> list[Vm]:
+        return []
 
     async def run() -> None:
         launches = Launches(clock)
@@ -217,8 +218,8 @@ def test_at_most_one_launch_per_token():
 
 
 def test_a_failed_launch_is_tried_again():
-    async def nothing() -> Vm | None:
-        return None
+    async def nothing() -> list[Vm]:
+        return []
 
     async def fail() -> Vm:
         raise ProviderUnavailable("no")
@@ -226,8 +227,8 @@ def test_a_failed_launch_is_tried_again():
     async def work() -> Vm:
         return vm(1)
 
-    async def found() -> Vm | None:
-        return vm(2)
+    async def found() -> list[Vm]:
+        return [vm(3), replace(vm(2), token="a")]
 
     async def run() -> None:
         launches = Launches(PassingClock())

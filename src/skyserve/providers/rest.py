@@ -5,7 +5,7 @@ Knows HTTP; must not know any cloud."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -178,12 +178,12 @@ class Launches:
     async def once(
         self,
         token: str,
-        find: Callable[[], Awaitable[Vm | None]],
+        machines: Callable[[], Awaitable[Sequence[Vm]]],
         launch: Callable[[], Awaitable[Vm]],
     ) -> Vm:
-        """The machine of that token: the one that `find` finds, or was just launched, or a new one by `launch`."""
+        """The machine of that token: the one that `machines` lists, or was just launched, or a new one by `launch`."""
         async with self._turns.setdefault(token, asyncio.Lock()):
-            known = await find()
+            known = next((vm for vm in await machines() if vm.token == token), None)
             now = self._clock.now()
             self._fresh = {key: one for key, one in self._fresh.items() if now - one[1] < self._unseen_s}
             if known is None and token in self._fresh:

@@ -201,12 +201,7 @@ class RunPodCloud:
 
     async def create(self, order: VmOrder) -> Vm:
         """Create a pod, unless one of that token is there."""
-        token = order.order.token
-
-        async def find() -> Vm | None:
-            return next((vm for vm in await self.machines() if vm.token == token), None)
-
-        return await self._launches.once(token, find, lambda: self._launch(order))
+        return await self._launches.once(order.order.token, self.machines, lambda: self._launch(order))
 
     async def machines(self) -> Sequence[Vm]:
         """All data centres in one call."""
