@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skyserve.decide import autoscale, backoff, health, launching, lifecycle, power, removal, rollout, setback
+from skyserve.decide import autoscale, backoff, health, launching, lifecycle, mixing, power, removal, rollout, setback
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
 from skyserve.model.evidence import Silent
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.routing import Endpoint
 
-LONGEST_SLEEP_S = 10.0
-"""A service is looked at this often even when nothing is expected to happen."""
+NOTHING_DUE_S = 86400.0
+"""When to look again if nothing is expected to happen at all."""
 RECHECK_S = 0.5
-"""And this often while an instance is expected to disappear, which only a later listing can show."""
+"""How often to look while an instance is expected to disappear, which only a later listing can show."""
 
 
 def decide(o: Observation) -> Plan:
@@ -76,6 +76,9 @@ def _aim(draft: Draft) -> None:
 
 
 def _follow_target(draft: Draft) -> None:
+    if draft.o.specs[draft.o.latest_version].on_spot:
+        mixing.follow(draft)
+        return
     split = rollout.split(draft.o, draft.replicas, draft.target)
     for replica, because in split.remove:
         removal.let_go(draft, replica, because)
@@ -100,7 +103,7 @@ def _plan(draft: Draft) -> Plan:
         endpoints=_endpoints(draft),
         memory=draft.memory,
         next_replica_id=draft.next_replica_id,
-        wake_at=max(now, min([now + LONGEST_SLEEP_S, *_deadlines(draft), *draft.wake])),
+        wake_at=max(now, min([now + NOTHING_DUE_S, *_deadlines(draft), *draft.wake])),
         target=draft.target,
         notes=tuple(draft.notes),
         waiting=tuple(draft.waiting),
