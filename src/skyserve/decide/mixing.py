@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from skyserve.decide import health, launching, optimize, placers, removal, rollout
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Reason, ReasonCode
-from skyserve.model.health import CooldownKind
+from skyserve.model.health import Cooldown, CooldownKind
 from skyserve.model.offering import CapacityType, Offering
 from skyserve.model.placement import Event, EventKind, Held, Mix, Pool, View
 from skyserve.model.replica import Failure, Replica, ReplicaStatus
@@ -38,7 +38,7 @@ def follow(draft: Draft) -> None:
     alive = [r for r in draft.replicas if r.counts]
     new = [r for r in alive if r.version == o.latest_version]
     old = [r for r in alive if r.version != o.latest_version]
-    market = _market(draft, spec)
+    market = _market(o.offerings, draft.health, o.now, spec)
     view, base = _view(draft, spec, new, market)
     mix = _mix(draft, view)
     draft.memory = replace(draft.memory, placement=mix.memory)
@@ -54,16 +54,16 @@ def follow(draft: Draft) -> None:
 # ---- what the placer sees
 
 
-def _market(draft: Draft, spec: ServiceSpec) -> _Market:
-    o, published = draft.o, spec.replica_policy.placer in placers.AS_PUBLISHED
+def _market(offerings: Sequence[Offering], known: Sequence[Cooldown], now: float, spec: ServiceSpec) -> _Market:
+    published = spec.replica_policy.placer in placers.AS_PUBLISHED
     pools: list[Pool] = []
     spot: dict[str, Offering] = {}
     on_demand: list[Offering] = []
-    for offering in o.offerings:
+    for offering in offerings:
         if offering.capacity_type is not CapacityType.SPOT:
             on_demand.append(offering)
             continue
-        block = health.blocking(offering, draft.health, o.now) if draft.health else None
+        block = health.blocking(offering, known, now) if known else None
         if block is not None and block.kind is not CooldownKind.CAPACITY:
             continue
         cooling_until_at = block.until_at if block is not None and not published else 0.0
