@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from skyserve.clock import Clock
 from skyserve.controller import demands
 from skyserve.controller.watch import in_words
-from skyserve.decide.optimize import rank, shortlist
+from skyserve.decide.optimize import shortlisted
 from skyserve.errors import Infeasible
 from skyserve.model.health import Cooldown
-from skyserve.model.offering import CapacityType, Offering
+from skyserve.model.offering import Offering
 from skyserve.model.service import ServiceSpec
 from skyserve.providers.base import Candidates, Provider
 
@@ -56,11 +56,7 @@ class Offers:
         if self._asking is not None and self._asking.done():
             fresh, self._asking, self._known_at = self._asking.result(), None, now
             self._known = fresh if fresh.offerings else self._known
-        # Spot and what stands in for it are no rivals: each has a list of its own.
-        ranked = rank(self._known.offerings, spec)
-        spot = [o for o in ranked if o.capacity_type is CapacityType.SPOT]
-        others = [o for o in ranked if o.capacity_type is not CapacityType.SPOT]
-        return (*shortlist(spot, health, now), *shortlist(others, health, now))
+        return shortlisted(self._known.offerings, spec, health, now)
 
     def close(self) -> None:
         """Wait for no answer any more."""

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from skyserve.decide import health, launching, optimize, placers, removal, rollout
+from skyserve.decide import health, launching, optimize, placement, placers, removal, rollout
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Reason, ReasonCode
 from skyserve.model.health import Cooldown, CooldownKind
 from skyserve.model.offering import CapacityType, Offering
 from skyserve.model.placement import Event, EventKind, Held, Mix, Pool, View
 from skyserve.model.replica import Failure, Replica, ReplicaStatus
-from skyserve.model.service import ServiceSpec
+from skyserve.model.service import DEFAULT_SPOT_PLACER, ServiceSpec
+from skyserve.model.view import MixPart, MixView
 
 MOST_FOLD = 3
 """A mix of more than this many times the wanted replicas is absurd, whatever the risk."""
@@ -49,6 +50,47 @@ def follow(draft: Draft) -> None:
         removal.let_go(draft, replica, why)
     _let_go(draft, new, mix, base)
     _launch(draft, _Wanted(view, mix, base, market, because), rollout.room(o, len(new), len(old), draft.target))
+
+
+def preview(spec: ServiceSpec, offerings: Sequence[Offering], known: Sequence[Cooldown], now: float) -> MixView:
+    """What a service would start with now: the placer's first answer, and what it expects in the long run."""
+    policy, market = spec.replica_policy, _market(offerings, known, now, spec)
+    replicas = max(1, policy.min_replicas)
+    base = min(policy.base_ondemand_fallback_replicas, replicas)
+    stand_in = market.on_demand[0] if market.on_demand else None
+    price = optimize.unit_price(stand_in, spec) if stand_in is not None else None
+    view = View(
+        now=now,
+        wanted=replicas - base,
+        spare=policy.num_overprovision,
+        availability=policy.availability,
+        pools=market.pools,
+        on_demand_per_hour=price if policy.falls_back else None,
+        held=(),
+    )
+    mix = placers.PLACERS[policy.placer](view)
+    on_demand = base + (mix.on_demand if view.on_demand_per_hour is not None else 0)
+    counted = [(market.spot[name], mix.launch.count(name)) for name in dict.fromkeys(mix.launch)]
+    if stand_in is not None and on_demand:
+        counted.append((stand_in, on_demand))
+    shown = MixView(policy.placer, replicas, tuple(_part(*one) for one in counted), mix.text)
+    if price is not None:
+        shown = replace(shown, on_demand_per_hour=price * replicas)
+    if policy.placer != DEFAULT_SPOT_PLACER:
+        return shown
+    told = placement.forecast(view)
+    return replace(
+        shown,
+        expected_per_hour=told.cost_per_hour + base * (price or 0.0),
+        availability=told.availability,
+        confidence=told.confidence,
+        assumptions=told.assumptions,
+    )
+
+
+def _part(offering: Offering, count: int) -> MixPart:
+    place, kind = str(offering.location), offering.capacity_type.value
+    return MixPart(count, place, offering.instance_type, kind, offering.price_per_hour)
 
 
 # ---- what the placer sees

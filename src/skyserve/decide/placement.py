@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skyserve.model.placement import Held, Mix, View
+from skyserve.model.placement import Forecast, Held, Mix, View
 
 
 def place(view: View) -> Mix:
@@ -20,3 +20,8 @@ def surplus(held: Sequence[Held], count: int) -> tuple[int, ...]:
     """The replicas beyond `count`: those that are not ready first, among equals the newest."""
     order = sorted(held, key=lambda one: (one.ready, -one.id))
     return tuple(one.id for one in order[: max(0, len(held) - count)])
+
+
+def forecast(view: View) -> Forecast:
+    """A stand-in."""
+    return Forecast(view.wanted * view.pools[0].price_per_hour if view.pools else 0.0, 0.9, 0.95, ())

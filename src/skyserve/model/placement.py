@@ -119,3 +119,17 @@ class Mix:
     wake_at: float | None = None
     text: str = ""
     facts: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a placer expects of a service in the long run, before it has seen anything of its pools.
+
+    `cost_per_hour` is the mean bill of all replicas. With probability `confidence`, all wanted replicas are ready for
+    at least the share `availability` of a week, under the `assumptions`.
+    """
+
+    cost_per_hour: float
+    availability: float
+    confidence: float
+    assumptions: tuple[str, ...]
