@@ -26,6 +26,8 @@ from skyserve.store.secrets import SecretStore
 LEASE_S = 30.0
 """How long a controller that says nothing keeps its services to itself."""
 STORE_RETRY_S = 1.0
+LONGEST_SLEEP_S = 10.0
+"""A service is looked at this often even when nothing is expected to happen."""
 SHORTEST_PAUSE_S = 0.02
 """Nudges that come together are answered by one step."""
 
@@ -168,7 +170,8 @@ async def run(world: World) -> None:
         if plan.finished:
             return
         await world.clock.sleep(SHORTEST_PAUSE_S)
-        await sleep_unless(world.clock, world.nudged, max(0.0, plan.wake_at - world.clock.now()))
+        pause_s = min(LONGEST_SLEEP_S, plan.wake_at - world.clock.now())
+        await sleep_unless(world.clock, world.nudged, max(0.0, pause_s))
 
 
 def _report_trouble(world: World, message: str) -> None:
