@@ -15,8 +15,12 @@ import sqlalchemy as sa
 from tests.contract import postgres
 from tests.contract.store_suite import Run, StoreContract
 
+from skyserve.store.base import Store
+from skyserve.store.memory import MemoryStore
 from skyserve.store.sql import open_store
 
+MEMORY = "memory"
+"""Stands for a database where there is none."""
 POSTGRES_URL = os.environ.get("SKYSERVE_TEST_POSTGRES_URL")
 
 
@@ -57,14 +61,24 @@ def postgres_url() -> Iterator[str]:
             yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "memory"])
 def database(request: pytest.FixtureRequest, fresh_file: Path, tmp_path: Path) -> Iterator[str]:
-    """A database without services: a path or a URL."""
-    if request.param == "sqlite":
+    """A database without services: a path or a URL; or MEMORY."""
+    if request.param == "memory":
+        yield MEMORY
+    elif request.param == "sqlite":
         yield str(shutil.copy(fresh_file, tmp_path / "state.db"))
     else:
         with own_schema(request.getfixturevalue("postgres_url")) as url:
             yield url
+
+
+def _opened(database: str, stores: int) -> list[Store]:
+    """As many stores on one database."""
+    if database != MEMORY:
+        return [open_store(database) for _ in range(stores)]
+    first = MemoryStore()
+    return [first, *(MemoryStore(beside=first) for _ in range(stores - 1))]
 
 
 @pytest.fixture
@@ -73,7 +87,7 @@ def run(database: str) -> Run:
 
     def run(scenario: Callable[..., Coroutine[object, object, None]], stores: int = 1) -> None:
         async def main() -> None:
-            opened = [open_store(database) for _ in range(stores)]
+            opened = _opened(database, stores)
             try:
                 await scenario(*opened)
             finally:
@@ -85,8 +99,8 @@ def run(database: str) -> Run:
     return run
 
 
-class TestSqlStore(StoreContract):
-    """SqlStore keeps the contract."""
+class TestStores(StoreContract):
+    """SqlStore and MemoryStore keep the contract."""
 
 
 def test_two_first_starts_on_postgresql_both_succeed(postgres_url: str) -> None:

@@ -8,12 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from skyserve.clock import Clock, sleep_unless
-from skyserve.controller.act import Hands
-from skyserve.controller.cluster import NoDoor
-from skyserve.controller.door import Door
-from skyserve.controller.offers import Offers
-from skyserve.controller.probe import Prober, Question, probed, question
-from skyserve.controller.watch import Watch
+from skyserve.controller.probe import Question, probed, question
+from skyserve.controller.senses import Acting, Doorkeeping, Probing, Quoting, SecretReading, Watching
 from skyserve.decide.reconcile import decide
 from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Observation, Plan
@@ -21,7 +17,6 @@ from skyserve.model.evidence import Listing, Silent
 from skyserve.model.routing import RoutingTable
 from skyserve.model.service import Kind
 from skyserve.store.base import Lease, ServiceState, Store
-from skyserve.store.secrets import SecretStore
 
 LEASE_S = 30.0
 """How long a controller that says nothing keeps its services to itself."""
@@ -41,13 +36,13 @@ class World:
     service: str
     holder: str
     store: Store
-    secrets: SecretStore
+    secrets: SecretReading
     clock: Clock
-    watches: Mapping[str, Watch]
-    offers: Offers
-    prober: Prober
-    hands: Hands
-    door: Door | NoDoor
+    watches: Mapping[str, Watching]
+    offers: Quoting
+    prober: Probing
+    hands: Acting
+    door: Doorkeeping
     nudged: asyncio.Event = field(default_factory=asyncio.Event)
     trouble: str = ""
     lease: Lease | None = None
@@ -170,8 +165,8 @@ async def run(world: World) -> None:
         if plan.finished:
             return
         await world.clock.sleep(SHORTEST_PAUSE_S)
-        until_due_s = max(0.0, plan.wake_at - world.clock.now())
-        await sleep_unless(world.clock, world.nudged, min(until_due_s, LONGEST_SLEEP_S))
+        pause_s = min(LONGEST_SLEEP_S, plan.wake_at - world.clock.now())
+        await sleep_unless(world.clock, world.nudged, max(0.0, pause_s))
 
 
 def _report_trouble(world: World, message: str) -> None:

@@ -44,12 +44,23 @@ SWEEP_S = 5.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Crew:
+    """The senses and hands of one service's loop, which begin and end with it."""
+
+    offers: Offers
+    prober: Prober
+    hands: Hands
+    door: Door | NoDoor
+
+
 @dataclass(slots=True)
 class _Served:
     """A service that has a loop here."""
 
     tag: str
     world: World
+    crew: _Crew
     task: asyncio.Task[None]
 
 
@@ -203,20 +214,21 @@ class Supervisor:
         served = self._served.get(name)
         if served is None:
             return None, ""
-        return served.world.door.load, served.world.trouble or served.world.door.trouble
+        return served.crew.door.load, served.world.trouble or served.crew.door.trouble
 
     # ---- one loop per service
 
     def _serve(self, state: ServiceState) -> None:
         tag = f"{state.name}-{state.uid}"
-        world = self._world(state, tag)
-        self._served[state.name] = _Served(tag, world, asyncio.create_task(self._keep_running(world, tag)))
+        nudged = asyncio.Event()
+        crew = self._crew(state, tag, nudged)
+        world = self._world(state, crew, nudged)
+        self._served[state.name] = _Served(tag, world, crew, asyncio.create_task(self._keep_running(world, crew, tag)))
         self.last_service_at = self.clock.now()
 
-    def _world(self, state: ServiceState, tag: str) -> World:
+    def _crew(self, state: ServiceState, tag: str, nudged: asyncio.Event) -> _Crew:
         if self._session is None:
             raise RuntimeError("the supervisor has not been started")
-        nudged = asyncio.Event()
         prober = Prober(self._session, self.clock, nudged.set)
         serves = state.specs[state.latest_version].kind is Kind.SERVICE
         place = DoorPlace(
@@ -226,6 +238,14 @@ class Supervisor:
             host=self.config.endpoint_host,
             port=state.port,
         )
+        return _Crew(
+            offers=Offers(self.providers, self.clock),
+            prober=prober,
+            hands=Hands(self.providers, self._secrets, self._files(tag), self.clock, nudged.set, self._hurry),
+            door=Door(place, self.clock, nudged.set, prober.hurry) if serves else NoDoor(),
+        )
+
+    def _world(self, state: ServiceState, crew: _Crew, nudged: asyncio.Event) -> World:
         return World(
             service=state.name,
             holder=f"{platform.node()}:{self.config.home}",
@@ -233,29 +253,31 @@ class Supervisor:
             secrets=self._secrets,
             clock=self.clock,
             watches=self._watches,
-            offers=Offers(self.providers, self.clock),
-            prober=prober,
-            hands=Hands(self.providers, self._secrets, self._files(tag), self.clock, nudged.set, self._hurry),
-            door=Door(place, self.clock, nudged.set, prober.hurry) if serves else NoDoor(),
+            offers=crew.offers,
+            prober=crew.prober,
+            hands=crew.hands,
+            door=crew.door,
             nudged=nudged,
         )
 
-    async def _keep_running(self, world: World, tag: str) -> None:
+    async def _keep_running(self, world: World, crew: _Crew, tag: str) -> None:
         async def live_and_be_buried() -> None:
             with contextlib.suppress(ServiceNotFound):  # somebody else has forgotten it: so do we
                 await run(world)
-            await self._bury(world, tag, door)
+            await crew.door.stop()
+            await door
+            await self._bury(world.service, tag)
 
         def told(trouble: str) -> None:
             world.trouble = trouble
 
-        door = asyncio.create_task(self._persist(f"service {world.service}: its door", world.door.run))
+        door = asyncio.create_task(self._persist(f"service {world.service}: its door", crew.door.run))
         try:
             await self._persist(f"service {world.service}", live_and_be_buried, told)
         finally:
             door.cancel()
-            world.offers.close()
-            await asyncio.gather(door, world.prober.close(), world.hands.close(), return_exceptions=True)
+            crew.offers.close()
+            await asyncio.gather(door, crew.prober.close(), crew.hands.close(), return_exceptions=True)
 
     async def _persist(
         self, what: str, work: Callable[[], Awaitable[None]], tell: Callable[[str], None] | None = None
@@ -280,16 +302,14 @@ class Supervisor:
             await self.clock.sleep(pause_s)
             pause_s = min(LONGEST_RESTART_PAUSE_S, pause_s * 2)
 
-    async def _bury(self, world: World, tag: str, door: asyncio.Task[None]) -> None:
-        """Nothing runs any more: end the door, give back what the replicas shared, forget the service."""
-        await world.door.stop()
-        await door
+    async def _bury(self, name: str, tag: str) -> None:
+        """Nothing runs any more: give back what the replicas shared, forget the service."""
         await self._release(tag)
         await asyncio.to_thread(self._forget_files, tag)
-        await self.store.delete(world.service)
-        self._served.pop(world.service, None)
+        await self.store.delete(name)
+        self._served.pop(name, None)
         self.last_service_at = self.clock.now()
-        log.info("service %s is gone", world.service)
+        log.info("service %s is gone", name)
 
     async def _release(self, tag: str) -> None:
         for provider in self.providers.values():

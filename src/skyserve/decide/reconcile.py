@@ -12,10 +12,10 @@ from skyserve.model.evidence import Silent
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.routing import Endpoint
 
-NOTHING_DUE_S = 86400.0
-"""When to look again if nothing is expected to happen at all."""
+NOTHING_EXPECTED_S = 86400.0
+"""When a plan asks to be looked at again though nothing is expected to happen: the loop looks more often by itself."""
 RECHECK_S = 0.5
-"""How often to look while an instance is expected to disappear, which only a later listing can show."""
+"""A service is looked at this often while an instance is expected to disappear, which only a later listing can show."""
 
 
 def decide(o: Observation) -> Plan:
@@ -103,7 +103,7 @@ def _plan(draft: Draft) -> Plan:
         endpoints=_endpoints(draft),
         memory=draft.memory,
         next_replica_id=draft.next_replica_id,
-        wake_at=max(now, min([now + NOTHING_DUE_S, *_deadlines(draft), *draft.wake])),
+        wake_at=max(now, min([*_deadlines(draft), *draft.wake], default=now + NOTHING_EXPECTED_S)),
         target=draft.target,
         notes=tuple(draft.notes),
         waiting=tuple(draft.waiting),

@@ -1,0 +1,1 @@
+"""The production loop on a virtual clock: what a service would cost, and how it would fare."""
