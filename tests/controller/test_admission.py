@@ -16,9 +16,10 @@ from skyserve.controller.offers import Offered
 from skyserve.controller.supervisor import Supervisor
 from skyserve.errors import UsageError
 from skyserve.model.offering import Offering
+from skyserve.model.resources import ResourceChoice, Resources
 from skyserve.model.service import ReplicaPolicy, ServiceSpec, UpdateMode
 from skyserve.providers.base import Capabilities, Provider
-from skyserve.providers.fake import SMALL, FakeProvider
+from skyserve.providers.fake import SMALL, SMALL_SPOT, FakeProvider
 from skyserve.store.secrets import SecretStore
 from skyserve.store.sql import open_store
 
@@ -116,3 +117,12 @@ def test_plan_create_and_update_refuse_them(tmp_path: Path) -> None:
         await supervisor.close()
 
     asyncio.run(scenario())
+
+
+def test_a_spot_service_that_nothing_can_stand_in_for_is_warned() -> None:
+    on_spot = replace(chat(1, OBEDIENT), resources=ResourceChoice((Resources(use_spot=True),)))
+    spot_only = Offered((SMALL_SPOT,), ())
+    [told] = admission.warnings(on_spot, spot_only, {"fake": FakeProvider(VirtualClock())})
+    assert "nothing stands in" in told
+    both = Offered((SMALL_SPOT, SMALL), ())
+    assert admission.warnings(on_spot, both, {"fake": FakeProvider(VirtualClock())}) == ()

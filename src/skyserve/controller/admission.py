@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from skyserve.config import ENDPOINT_PORTS
 from skyserve.controller.offers import Offered
 from skyserve.errors import Infeasible, UsageError
+from skyserve.model.offering import CapacityType
 from skyserve.model.service import ServiceSpec
 from skyserve.providers.base import Provider
 from skyserve.spec.fields import SERVICE_NAME, SERVICE_NAME_FORM
@@ -49,6 +50,10 @@ def refuse_crowding(spec: ServiceSpec, offered: Offered, providers: Mapping[str,
 
 def warnings(spec: ServiceSpec, offered: Offered, providers: Mapping[str, Provider]) -> tuple[str, ...]:
     """Things that are allowed and may still surprise."""
+    return (*_about_ports(spec, offered, providers), *_about_spot(spec, offered))
+
+
+def _about_ports(spec: ServiceSpec, offered: Offered, providers: Mapping[str, Provider]) -> tuple[str, ...]:
     names = {offering.provider for offering in offered.offerings}
     shared = sorted(providers[name].title for name in names if providers[name].capabilities.shares_host)
     if not shared or spec.replica_policy.max_replicas < 2 or asks_for_its_port(spec.run):
@@ -58,6 +63,13 @@ def warnings(spec: ServiceSpec, offered: Offered, providers: Mapping[str, Provid
         f"run does not mention $PORT: where replicas share a host ({where}), only one of them can listen on "
         f"{spec.port}; let it listen on {PORT_VARIABLE}",
     )
+
+
+def _about_spot(spec: ServiceSpec, offered: Offered) -> tuple[str, ...]:
+    stands_in = any(offering.capacity_type is not CapacityType.SPOT for offering in offered.offerings)
+    if not spec.on_spot or not offered.offerings or not spec.replica_policy.may_use_on_demand or stands_in:
+        return ()
+    return ("no on-demand machine satisfies `resources`, so nothing stands in while spot capacity is missing",)
 
 
 def free_endpoint_port(host: str, taken: frozenset[int]) -> int:
