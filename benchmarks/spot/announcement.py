@@ -60,9 +60,8 @@ def main() -> None:
         key=lambda pool: (pool.offering.location.region != home, pool.name),
     )
     print(f"{market.name}: {market.length_s / 86400:.1f} days, {len(market.spot)} zones")
-    print(
-        f"{'zones':>5}  {'last one added':<16}{'spot obtainable':>16}{'saving at k=' + format(options.price_ratio, 'g'):>18}"
-    )
+    saved = f"saving at k={options.price_ratio:g}"
+    print(f"{'zones':>5}  {'last one added':<16}{'spot obtainable':>16}{saved:>18}")
     pools = [*first, *rest]
     for count in range(1, len(pools) + 1):
         share = obtainable(market, pools[:count])
