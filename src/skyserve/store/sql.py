@@ -266,7 +266,7 @@ def _insert_version(db: sa.Connection, spec: ServiceSpec, version: int, mode: Up
 
 def _load(db: sa.Connection, service: str) -> ServiceState:
     row = _row(db, _SERVICE_ROW, service)
-    replicas = tuple(_decode(Replica, body) for _, body in db.execute(_REPLICA_ROWS, {"service": service}))
+    replicas = tuple(_replica(body) for _, body in db.execute(_REPLICA_ROWS, {"service": service}))
     versions = {row["latest_version"]}.union(*({replica.version, replica.launched_version} for replica in replicas))
     specs = db.execute(_SPEC_ROWS, {"service": service, "versions": sorted(versions)})
     return ServiceState(
@@ -294,7 +294,7 @@ def _load(db: sa.Connection, service: str) -> ServiceState:
 
 def _commit(db: sa.Connection, seen: Observation, plan: Plan, lease: Lease) -> int:
     row = _checked(db, seen, lease)
-    changed = _put_replicas(db, seen.service, plan.replicas)
+    changed = _put_replicas(db, seen, plan.replicas)
     changed |= _consume_evictions(db, seen.service, plan.replicas)
     changed |= _learn(db, plan.learnt)
     if plan.actions or plan.notes:
@@ -331,16 +331,17 @@ def _checked(db: sa.Connection, seen: Observation, lease: Lease) -> sa.RowMappin
     return row
 
 
-def _put_replicas(db: sa.Connection, service: str, replicas: Sequence[Replica]) -> bool:
-    """Make the stored rows those of the plan; whether any had to be touched."""
-    before: dict[int, str] = {id_: body for id_, body in db.execute(_REPLICA_ROWS, {"service": service})}
-    after = {replica.id: (replica.status.value, dumps(replica)) for replica in replicas}
-    changed = [(id_, row) for id_, row in after.items() if before.get(id_) != row[1]]
-    outdated = [id_ for id_ in before if id_ not in after or before[id_] != after[id_][1]]
+def _put_replicas(db: sa.Connection, seen: Observation, replicas: Sequence[Replica]) -> bool:
+    """Make the stored rows those of the plan; whether any had to be touched. What is stored is what was seen: the
+    revision is the same."""
+    before = {replica.id: replica for replica in seen.replicas}
+    changed = [replica for replica in replicas if before.get(replica.id) != replica]
+    kept = {replica.id for replica in replicas} - {replica.id for replica in changed}
+    outdated = [id_ for id_ in before if id_ not in kept]
     if outdated:
-        db.execute(sa.delete(REPLICAS).where(REPLICAS.c.service == service, REPLICAS.c.id.in_(outdated)))
+        db.execute(sa.delete(REPLICAS).where(REPLICAS.c.service == seen.service, REPLICAS.c.id.in_(outdated)))
     if changed:
-        rows = [{"service": service, "id": id_, "status": status, "body": body} for id_, (status, body) in changed]
+        rows = [{"service": seen.service, "id": r.id, "status": r.status.value, "body": dumps(r)} for r in changed]
         db.execute(sa.insert(REPLICAS), rows)
     return bool(outdated or changed)
 
@@ -469,6 +470,12 @@ def _decision(row: sa.RowMapping) -> Decision:
 def _spec(text: str) -> ServiceSpec:
     """Versions never change, and each is read on every tick."""
     return _decode(ServiceSpec, text)
+
+
+@lru_cache(maxsize=8192)
+def _replica(text: str) -> Replica:
+    """All rows are read on every tick, and few of them have changed."""
+    return _decode(Replica, text)
 
 
 def _decode(cls: type[T], text: str) -> T:
