@@ -55,6 +55,8 @@ def test_notice_of_a_cloud_starts_a_replacement_before_the_machine_goes(bed: Bed
     place = "\n  - {infra: aws/us-east-1, instance_type: m6i.large, use_spot: true}\n"
     with clouds(sky, bed, "aws") as world:
         yaml = service_yaml(sky, place, 1)
+        no_more = "replica_policy: {min_replicas: 1, spot_placer: dynamic_fallback}"  # one machine, and no stand-in
+        yaml.write_text(yaml.read_text().replace("replicas: 1\n", f"{no_more}\n"))
         sky("serve", "up", str(yaml), "-n", "chat", "-y", "--secret", "GREETING=hello", timeout=180)
         core = world.cores["aws"]
         (victim,) = core.leftovers()

@@ -26,11 +26,18 @@ def test_a_service_with_everything() -> None:
     policy = ReplicaPolicy(
         1, 3, 2.5, 2, base_ondemand_fallback_replicas=1, dynamic_ondemand_fallback=True, spot_placer="dynamic_fallback"
     )
-    told = dict(describe(ServiceSpec(name="s", run="x", replica_policy=policy, tls=Tls("k.pem", "c.pem"))))
+    spot = ResourceChoice((Resources(use_spot=True),))
+    spec = ServiceSpec(name="s", run="x", replica_policy=policy, tls=Tls("k.pem", "c.pem"), resources=spot)
+    told = dict(describe(spec))
     assert told["TLS Certificates"] == "Keyfile: k.pem, Certfile: c.pem"
     assert told["Spot Policy"] == (
         "SpotHedge, Dynamic on-demand fallback, Static spot mixture with 1 base on-demand replica"
     )
+
+
+def test_a_spot_service_that_says_no_more_is_placed_by_our_own_policy() -> None:
+    spot = ServiceSpec(name="s", run="x", resources=ResourceChoice((Resources(use_spot=True),)))
+    assert dict(describe(spot))["Spot Policy"] == "Risk-aware, 99.5 % availability, Dynamic on-demand fallback"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from skyserve import errors
 from skyserve.errors import ControllerUnavailable, ProviderError, SkyServeError, SpecError
 from skyserve.model.codec import CodecError, JsonValue, from_json, to_json
 from skyserve.model.service import ServiceSpec, UpdateMode
-from skyserve.model.view import DecisionView, ProviderView, ServiceView
+from skyserve.model.view import DecisionView, MixView, ProviderView, ServiceView
 
 _T = TypeVar("_T")
 _CHUNK = 65536
@@ -38,11 +38,13 @@ class ControllerInfo:
 
 @dataclass(frozen=True, slots=True)
 class PlanAnswer:
-    """Where a service could run; `refusals` are pairs of an alternative and why nothing can run it."""
+    """Where a service could run; `refusals` are pairs of an alternative and why nothing can run it. `mix` is what a
+    spot service would start with."""
 
     candidates: tuple[ProviderView, ...]
     refusals: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    mix: MixView | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from skyserve.catalog import query, snapshot
 from skyserve.catalog.table import Table
 from skyserve.cli import check, estimate, offers, plan
 from skyserve.cli.estimate import Estimate
+from skyserve.decide import mixing
+from skyserve.decide.optimize import shortlisted
 from skyserve.errors import Infeasible, ProviderError
 from skyserve.model.offering import Offering
 from skyserve.providers import registry
@@ -21,6 +23,8 @@ from skyserve.providers import registry
 if TYPE_CHECKING:
     from skyserve.cli.session import Session
     from skyserve.model.resources import ResourceChoice
+    from skyserve.model.service import ServiceSpec
+    from skyserve.model.view import MixView
     from skyserve.providers.base import Provider
     from skyserve.spec.load import LoadedService
 
@@ -41,9 +45,19 @@ def show(session: Session, loaded: LoadedService) -> None:
     if not best:
         raise _infeasible(table, want, refusals)
     enabled = frozenset(one.name for one in check.examine(roster) if one.enabled)
-    result = replace(_table(loaded, best, further, enabled), refusals=tuple(refusals))
+    result = replace(_table(loaded, best, further, enabled), refusals=tuple(refusals), mix=_mix(loaded.spec, table))
     plan.show(session, loaded.spec, result)
     plan.end_dry_run(session, result)
+
+
+def _mix(spec: ServiceSpec, table: Table) -> MixView | None:
+    """What a spot service would start with if every cloud were enabled, by the price lists alone."""
+    if not spec.on_spot:
+        return None
+    stand_ins = tuple(replace(one, use_spot=False) for one in spec.resources.alternatives)
+    want = replace(spec.resources, alternatives=(*spec.resources.alternatives, *stand_ins))
+    found = [offering for _, offering in query.feasible(table, want).offerings]
+    return mixing.preview(spec, shortlisted(found, spec), (), 0.0)
 
 
 async def _offered(providers: Mapping[str, Provider], want: ResourceChoice) -> tuple[list[Offering], _Refusals]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from skyserve.model.offering import CapacityType, Offering
 from skyserve.model.resources import Accelerator
 from skyserve.model.service import ServiceSpec
-from skyserve.model.view import ProviderView
+from skyserve.model.view import MixView, ProviderView
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,14 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The plan table's rows in order, with at most one chosen, and the cost of that one."""
+    """The plan table's rows in order, with at most one chosen, and the cost of that one. `mix` is what a spot service
+    would start with, and what is expected of it."""
 
     candidates: tuple[PlanRow, ...]
     cost: Cost | None = None
     refusals: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    mix: MixView | None = None
 
 
 def of_offering(offering: Offering) -> PlanRow:

@@ -87,6 +87,7 @@ def present(session: Session, client: ControlClient, path: str, loaded: LoadedSe
     rows = [estimate.of_view(view) for view in feasible]
     warnings = (*loaded.warnings, *answer.warnings)
     plan = estimate.estimate(loaded.spec, rows, refusals=answer.refusals, warnings=warnings)
+    plan = replace(plan, mix=answer.mix)
     show(session, loaded.spec, plan)
     return plan
 
@@ -106,6 +107,8 @@ def show(session: Session, spec: ServiceSpec, plan: Estimate) -> None:
     session.screen.say()
     session.screen.say("Each replica will use the following resources (estimated):")
     for line in tables.plan_lines(plan, spec.num_nodes, session.screen.columns):
+        session.screen.say(line)
+    for line in tables.mix_lines(plan.mix):
         session.screen.say(line)
     for warning in plan.warnings:
         session.screen.warn(warning)

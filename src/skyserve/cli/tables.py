@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from skyserve.cli import wording
 from skyserve.cli.estimate import Cost, Estimate, PlanRow
 from skyserve.model.offering import CapacityType
-from skyserve.model.view import ReplicaView, ServiceView
+from skyserve.model.view import MixView, ReplicaView, ServiceView
 from skyserve.providers import registry
 
 SERVICE_HEADERS = ("NAME", "VERSION", "UPTIME", "STATUS", "REPLICAS", "ENDPOINT")
@@ -92,6 +92,34 @@ def plan_lines(plan: Estimate, num_nodes: int, room: int | None = None) -> list[
     heading = ["== Optimizer ==", *_cost_lines(plan.cost), "", f"Considered resources ({_nodes(num_nodes)}):"]
     table = [frame, line(headers), frame, *(line(row) for row in rows), frame]
     return [*heading, *table, *_further_lines(plan.candidates)]
+
+
+def mix_lines(mix: MixView | None) -> list[str]:
+    """What a spot service would start with, what that comes to, and what is promised of it."""
+    if mix is None:
+        return []
+    lines = ["", f"Mix to start with, for {wording.count(mix.replicas, 'replica')} ({mix.policy}):"]
+    for part in mix.parts:
+        kind = "spot" if part.capacity_type == CapacityType.SPOT.value else "on-demand"
+        cloud = registry.title(part.infra.partition("/")[0])
+        place = place_text(part.infra, with_zone=True)
+        price = wording.dollars(part.price_per_hour)
+        lines.append(f"  {part.count} x {kind:<9} {cloud} {part.instance_type} in {place}, ${price} / hour each")
+    if mix.why:
+        lines.append(f"  because {mix.why}")
+    if mix.expected_per_hour is not None and mix.on_demand_per_hour:
+        share = mix.expected_per_hour / mix.on_demand_per_hour
+        lines.append(
+            f"Expected cost in the long run: ${wording.dollars(mix.expected_per_hour)} / hour, {share:.0%} of "
+            f"${wording.dollars(mix.on_demand_per_hour)} / hour for all on-demand"
+        )
+    if mix.availability is not None and mix.confidence is not None:
+        lines.append(
+            f"All {mix.replicas} ready at least {100 * mix.availability:.3g} % of a week, with {mix.confidence:.0%} "
+            "confidence, as long as:"
+        )
+        lines += [f"  - {assumption}" for assumption in mix.assumptions]
+    return lines
 
 
 def place_text(infra: str, *, with_zone: bool) -> str:

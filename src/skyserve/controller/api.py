@@ -197,9 +197,11 @@ def _change_routes(app: FastAPI, supervisor: Supervisor) -> None:
     async def plan(request: Request) -> JSONResponse:
         spec, _ = await _spec(request)
         offered, warnings = await supervisor.plan(spec)
+        mix = await supervisor.preview(spec, offered)
         return JSONResponse(
             {
-                "candidates": [to_json(view) for view in provider_views(rank(offered.offerings, spec))],
+                "candidates": [to_json(view) for view in provider_views(spec, rank(offered.offerings, spec))],
+                "mix": None if mix is None else to_json(mix),
                 "refusals": [list(refusal) for refusal in offered.refusals],
                 "warnings": list(warnings),
             }

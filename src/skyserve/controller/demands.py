@@ -31,7 +31,8 @@ def features(spec: ServiceSpec, resources: Resources) -> frozenset[Feature]:
 
 def of(spec: ServiceSpec) -> tuple[object, ...]:
     """All that the providers' answers depend on: two specs with the same demands get the same offerings."""
-    return (spec.resources, *(features(spec, resources) for resources in spec.resources.alternatives))
+    asked = (features(spec, resources) for resources in spec.resources.alternatives)
+    return (spec.resources, spec.replica_policy.may_use_on_demand, *asked)
 
 
 def deliverable(spec: ServiceSpec, provider: Provider) -> tuple[ResourceChoice | None, tuple[tuple[str, str], ...]]:
@@ -47,6 +48,8 @@ def deliverable(spec: ServiceSpec, provider: Provider) -> tuple[ResourceChoice |
             fitting.append(resources)  # of another cloud's the provider itself says that it is not asked for
         else:
             refusals.append((provider.title, "; ".join(_why(name, can) for name in lacking)))
+    if spec.on_spot and spec.replica_policy.may_use_on_demand and can.spot:
+        fitting += [replace(resources, use_spot=False) for resources in fitting]  # what stands in when spot is missing
     choice = replace(spec.resources, alternatives=tuple(fitting)) if fitting else None
     return choice, tuple(dict.fromkeys(refusals))
 

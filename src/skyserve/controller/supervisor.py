@@ -24,10 +24,13 @@ from skyserve.controller.loop import World, run
 from skyserve.controller.offers import Offered, Offers, require
 from skyserve.controller.probe import Prober
 from skyserve.controller.watch import Watch
+from skyserve.decide import mixing
+from skyserve.decide.optimize import shortlisted
 from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound, StoreUnavailable, UsageError
 from skyserve.model.evidence import LoadReport, Silent
 from skyserve.model.replica import ALIVE, Replica, ReplicaStatus
 from skyserve.model.service import Kind, ServiceSpec, UpdateMode
+from skyserve.model.view import MixView
 from skyserve.providers.base import Exit, LaunchOrder
 from skyserve.providers.registry import Roster
 from skyserve.store.base import ServiceState, Store
@@ -119,6 +122,13 @@ class Supervisor:
         offered = await Offers(self.providers, self.clock).ask(spec)
         admission.refuse_crowding(spec, offered, self.providers)
         return offered, admission.warnings(spec, offered, self.providers)
+
+    async def preview(self, spec: ServiceSpec, offered: Offered) -> MixView | None:
+        """What a spot service would start with, by what is known of its pools; None for any other."""
+        if not spec.on_spot or not offered.offerings:
+            return None
+        known, now = await self.store.health(), self.clock.now()
+        return mixing.preview(spec, shortlisted(offered.offerings, spec, known, now), known, now)
 
     async def create(self, spec: ServiceSpec, secrets: Mapping[str, str]) -> ServiceState:
         """A new service. Raises Infeasible, UsageError, ServiceExists, StoreUnavailable; then nothing is left over."""

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from skyserve.decide.status import service_status
 from skyserve.model.decision import Action, Decision, Launch, Reason, Terminate
 from skyserve.model.evidence import LoadReport
-from skyserve.model.offering import Offering
+from skyserve.model.offering import CapacityType, Offering
 from skyserve.model.replica import Replica, ReplicaStatus
+from skyserve.model.service import ServiceSpec
 from skyserve.model.view import DecisionView, ProviderView, ReplicaView, ServiceView
 from skyserve.spec.describe import choice_text, policy_text
 from skyserve.store.base import ServiceState
@@ -69,8 +70,9 @@ def _offering_text(offering: Offering) -> str:
     return f"1x[{offering.instance_type}{accelerator}{spot}]"
 
 
-def provider_views(offerings: Sequence[Offering]) -> list[ProviderView]:
-    """The plan table: what could be had, the first one chosen."""
+def provider_views(spec: ServiceSpec, offerings: Sequence[Offering]) -> list[ProviderView]:
+    """The plan table: what could be had, the first one chosen. What only stands in for spot is not part of it."""
+    shown = [o for o in offerings if not spec.on_spot or o.capacity_type is CapacityType.SPOT]
     return [
         ProviderView(
             provider=o.provider,
@@ -83,7 +85,7 @@ def provider_views(offerings: Sequence[Offering]) -> list[ProviderView]:
             capacity_type=o.capacity_type.value,
             chosen=position == 0,
         )
-        for position, o in enumerate(offerings)
+        for position, o in enumerate(shown)
     ]
 
 

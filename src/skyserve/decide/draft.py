@@ -12,7 +12,8 @@ from skyserve.model.replica import Replica
 @dataclass(slots=True)
 class Draft:
     """`o` is what was observed; the rest becomes the plan. `health` is what is known of capacity
-    pools, with what this step learnt. `wake` collects instants at which to look again."""
+    pools, with what this step learnt. `wake` collects instants at which to look again, `asked_now` the replicas whose
+    launch this plan asks for."""
 
     o: Observation
     replicas: list[Replica]
@@ -25,6 +26,7 @@ class Draft:
     waiting: list[Reason] = field(default_factory=list)
     learnt: tuple[Cooldown, ...] = ()
     wake: list[float] = field(default_factory=list)
+    asked_now: set[int] = field(default_factory=set)
 
     def put(self, replica: Replica) -> None:
         """Replace the row of the same id."""

@@ -7,13 +7,14 @@ from dataclasses import replace
 from skyserve.decide import backoff, optimize
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Launch, Observation, Reason, ReasonCode
+from skyserve.model.offering import Offering
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.service import Kind
 
 
 def add_missing(draft: Draft, count: int) -> None:
     """Rows for `count` more replicas of the latest version, unless its failures forbid it now."""
-    if not count:
+    if count <= 0:
         return
     held_back = _not_replaced(draft) or _held_back(draft)
     if held_back is not None:
@@ -71,33 +72,34 @@ def _token(o: Observation, replica_id: int, attempt: int) -> str:
 
 
 def place_pending(draft: Draft, because: Reason) -> None:
-    """Give each pending replica an offering and ask for it; ask again where an answer never came."""
+    """Give each pending replica the best offering and ask for it; ask again where an answer never came."""
     o = draft.o
-    pending = [r for r in draft.replicas if r.status is ReplicaStatus.PENDING]
-    if pending:  # one choice serves them all: nothing it rests on changes within a step
+    unplaced = [r for r in draft.replicas if r.status is ReplicaStatus.PENDING and r.offering is None]
+    if unplaced:  # one choice serves them all: nothing it rests on changes within a step
         choice = optimize.choose(optimize.rank(o.offerings, o.specs[o.latest_version]), draft.health, o.now)
-    for replica in pending:
-        if replica.offering is None:
-            _place(draft, replica, because, choice)
-        elif replica.token not in o.in_flight:
-            _ask_again(draft, replica)
+    for replica in unplaced:
+        if choice.offering is None:
+            wait_for_place(draft, replica, choice)
+        else:
+            ask(draft, replica, choice.offering, replace(because, rejected=choice.rejected))
+    ask_again(draft)
 
 
-def _place(draft: Draft, replica: Replica, because: Reason, choice: optimize.Choice) -> None:
+def ask(draft: Draft, replica: Replica, offering: Offering, because: Reason) -> None:
+    """Give a pending replica a place, and ask for it."""
     o = draft.o
-    if choice.offering is None:
-        _wait_for_place(draft, replica, choice)
-        return
     token = _token(o, replica.id, replica.attempt)
-    placed = replace(replica, offering=choice.offering, token=token, asked_at=o.now, detail="", retry_at=None)
+    placed = replace(replica, offering=offering, token=token, asked_at=o.now, detail="", retry_at=None)
     draft.put(placed)
-    asked = sorted({*draft.memory.asked, choice.offering.provider})
-    draft.memory = replace(draft.memory, asked=tuple(asked))
-    facts = {**because.facts, "price_per_hour": choice.offering.price_per_hour, "attempt": replica.attempt}
-    draft.actions.append(Launch(placed, replace(because, facts=facts, rejected=choice.rejected)))
+    draft.asked_now.add(replica.id)
+    if offering.provider not in draft.memory.asked:
+        draft.memory = replace(draft.memory, asked=tuple(sorted({*draft.memory.asked, offering.provider})))
+    facts = {**because.facts, "price_per_hour": offering.price_per_hour, "attempt": replica.attempt}
+    draft.actions.append(Launch(placed, replace(because, facts=facts)))
 
 
-def _wait_for_place(draft: Draft, replica: Replica, choice: optimize.Choice) -> None:
+def wait_for_place(draft: Draft, replica: Replica, choice: optimize.Choice) -> None:
+    """Say on the row, and to whoever asks, why there is no place for a pending replica now."""
     code, why = ReasonCode.NO_OFFERING, "no enabled infrastructure offers what the service asks for"
     if choice.rejected:
         code, why = ReasonCode.NO_CAPACITY, f"no capacity: {choice.why}"
@@ -105,6 +107,14 @@ def _wait_for_place(draft: Draft, replica: Replica, choice: optimize.Choice) -> 
     draft.waiting.append(Reason(code, why, {"replica": replica.id}, choice.rejected))
     if choice.retry_at is not None:
         draft.wake.append(choice.retry_at)
+
+
+def ask_again(draft: Draft) -> None:
+    """Ask once more where a launch was decided in an earlier step and its answer never came."""
+    for replica in draft.replicas:
+        pending = replica.status is ReplicaStatus.PENDING and replica.offering is not None
+        if pending and replica.id not in draft.asked_now and replica.token not in draft.o.in_flight:
+            _ask_again(draft, replica)
 
 
 def _ask_again(draft: Draft, replica: Replica) -> None:

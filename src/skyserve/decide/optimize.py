@@ -43,11 +43,22 @@ def rank(offerings: Sequence[Offering], spec: ServiceSpec) -> tuple[Offering, ..
 
     def preference(offering: Offering) -> tuple[int, float, float, str]:
         place = _alternative(offering, choice) if choice.ordered else 0
-        unit_price = offering.price_per_hour / _units(offering, throughput)
-        return place, unit_price, offering.price_per_hour, offering.pool
+        price = offering.price_per_hour
+        return place, price / _units(offering, throughput), price, offering.pool
 
     affordable = {o.pool: o for o in offerings if _within_limit(o, choice)}
     return tuple(sorted(affordable.values(), key=preference))
+
+
+def shortlisted(
+    offerings: Sequence[Offering], spec: ServiceSpec, health: Sequence[Cooldown] = (), now: float = 0.0
+) -> tuple[Offering, ...]:
+    """The offerings that a decision looks at, best first. Spot and what stands in for it are no rivals: each has a list
+    of its own."""
+    ranked = rank(offerings, spec)
+    spot = [o for o in ranked if o.capacity_type is CapacityType.SPOT]
+    others = [o for o in ranked if o.capacity_type is not CapacityType.SPOT]
+    return (*shortlist(spot, health, now), *shortlist(others, health, now))
 
 
 def shortlist(ranked: Sequence[Offering], health: Sequence[Cooldown], now: float) -> tuple[Offering, ...]:
@@ -80,10 +91,10 @@ def choose(ranked: Sequence[Offering], health: Sequence[Cooldown], now: float) -
             chosen = offering
         else:
             rejected.append((offering.pool, f"dearer or less preferred: ${offering.price_per_hour:.2f}/h"))
-    told = _told(rejected)
+    shown = told(rejected)
     if chosen is not None or first_back is None:
-        return Choice(chosen, told)
-    return Choice(None, told, first_back.why, first_back.until_at)
+        return Choice(chosen, shown)
+    return Choice(None, shown, first_back.why, first_back.until_at)
 
 
 def cooling_text(block: Cooldown) -> str:
@@ -93,7 +104,8 @@ def cooling_text(block: Cooldown) -> str:
     return f"cooling down until {clock} after {_AFTER[block.kind]}: {block.why}"
 
 
-def _told(rejected: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+def told(rejected: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The first EXPLAINED rejections one by one, and how many there are beside them."""
     if len(rejected) <= EXPLAINED:
         return tuple(rejected)
     rest = len(rejected) - EXPLAINED
@@ -103,6 +115,11 @@ def _told(rejected: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
 def _throughput(spec: ServiceSpec) -> Mapping[str, float]:
     target = spec.replica_policy.target_qps_per_replica
     return target if isinstance(target, Mapping) else {}
+
+
+def unit_price(offering: Offering, spec: ServiceSpec) -> float:
+    """Price per hour of a replica's worth of throughput: of the machine, where the policy names no rates."""
+    return offering.price_per_hour / _units(offering, _throughput(spec))
 
 
 def _units(offering: Offering, throughput: Mapping[str, float]) -> float:
@@ -133,13 +150,13 @@ def _alternative(offering: Offering, choice: ResourceChoice) -> int:
 
 def _fits(offering: Offering, resources: Resources) -> bool:
     place = offering.location
-    spot = offering.capacity_type is CapacityType.SPOT
+    on_demand = offering.capacity_type is not CapacityType.SPOT
     return (
         resources.cloud in (None, place.cloud)
         and resources.region in (None, place.region)
         and (resources.zone is None or resources.zone == place.zone)
         and resources.instance_type in (None, offering.instance_type)
-        and resources.use_spot == spot
+        and (resources.use_spot or on_demand)  # on-demand machines may stand in for spot
         and _same(resources.accelerators, offering.accelerator)
     )
 

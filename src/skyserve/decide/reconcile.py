@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skyserve.decide import autoscale, backoff, health, launching, lifecycle, power, removal, rollout, setback
+from skyserve.decide import autoscale, backoff, health, launching, lifecycle, mixing, power, removal, rollout, setback
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
 from skyserve.model.evidence import Silent
@@ -76,6 +76,9 @@ def _aim(draft: Draft) -> None:
 
 
 def _follow_target(draft: Draft) -> None:
+    if draft.o.specs[draft.o.latest_version].on_spot:
+        mixing.follow(draft)
+        return
     split = rollout.split(draft.o, draft.replicas, draft.target)
     for replica, because in split.remove:
         removal.let_go(draft, replica, because)

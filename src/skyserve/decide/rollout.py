@@ -10,6 +10,7 @@ from skyserve.model.decision import Note, Observation, Reason, ReasonCode
 from skyserve.model.replica import ALIVE, COMING, LEAVING, Replica, ReplicaStatus
 from skyserve.model.service import UpdateMode
 
+_NO_LIMIT = 1_000_000
 _REMOVAL_ORDER = (
     ReplicaStatus.PENDING,
     ReplicaStatus.PROVISIONING,
@@ -50,11 +51,11 @@ def split(o: Observation, replicas: Sequence[Replica], target: int) -> Split:
     alive = [r for r in replicas if r.counts]
     new = [r for r in alive if r.version == o.latest_version]
     old = [r for r in alive if r.version != o.latest_version]
-    surplus = _removal_order(new)[: max(0, len(new) - target)]
+    surplus = removal_order(new)[: max(0, len(new) - target)]
     remove = [(r, _above_target(len(new), target)) for r in surplus]
-    remove += _replaced(o, old, new, target)
-    launch = _missing(o.update_mode, len(new), len(old), target)
-    return Split(launch, _why_launch(o, replicas, new, old, target), tuple(remove))
+    remove += replaced(o, old, new, target)
+    launch = min(max(0, target - len(new)), room(o, len(new), len(old), target))
+    return Split(launch, why_launch(o, replicas, new, old, target), tuple(remove))
 
 
 def surge(target: int) -> int:
@@ -62,19 +63,20 @@ def surge(target: int) -> int:
     return max(1, math.ceil(target / 4))
 
 
-def _missing(mode: UpdateMode, new: int, old: int, target: int) -> int:
-    missing = max(0, target - new)
-    if mode is UpdateMode.BLUE_GREEN or not old:
-        return missing
-    return max(0, min(missing, target + surge(target) - new - old))
+def room(o: Observation, new: int, old: int, target: int) -> int:
+    """How many replicas may be added beside those of older versions: as many as one likes where there are none."""
+    if o.update_mode is UpdateMode.BLUE_GREEN or not old:
+        return _NO_LIMIT
+    return max(0, target + surge(target) - new - old)
 
 
-def _replaced(
+def replaced(
     o: Observation, old: Sequence[Replica], new: Sequence[Replica], target: int
 ) -> list[tuple[Replica, Reason]]:
+    """Replicas of older versions that can go now, and why."""
     ready_new = sum(r.status is ReplicaStatus.READY for r in new)
     never_ready = [r for r in old if r.status in COMING]
-    proven = [r for r in _removal_order(old) if r.status not in COMING]
+    proven = [r for r in removal_order(old) if r.status not in COMING]
     if o.update_mode is UpdateMode.BLUE_GREEN:
         victims = list(old) if ready_new >= target else never_ready
     else:
@@ -99,7 +101,7 @@ def _expendable(proven: Sequence[Replica], spare: int, *, proved: bool) -> list[
     return victims
 
 
-def _removal_order(replicas: Sequence[Replica]) -> list[Replica]:
+def removal_order(replicas: Sequence[Replica]) -> list[Replica]:
     """Those that serve least first; among equals the newest first."""
     return sorted(replicas, key=lambda r: (_REMOVAL_ORDER.index(r.status), -r.id))
 
@@ -109,9 +111,10 @@ def _above_target(alive: int, target: int) -> Reason:
     return Reason(ReasonCode.ABOVE_TARGET, text, {"alive": alive, "target": target})
 
 
-def _why_launch(
+def why_launch(
     o: Observation, replicas: Sequence[Replica], new: Sequence[Replica], old: Sequence[Replica], target: int
 ) -> Reason:
+    """Why more replicas of the latest version are launched, if they are."""
     alive = sum(r.offering is not None for r in new)
     facts: dict[str, float | int | str] = {"target": target, "alive": alive, "version": o.latest_version}
     text = f"{target} wanted, {alive} alive"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from skyserve.model.decision import AutoscaleMemory, Memory, Observation
+from skyserve.model.placement import PlacementMemory
 from skyserve.model.replica import Replica
 
 
@@ -49,6 +50,7 @@ def _memory(memory: Memory, now: float) -> Memory:
         failures=tuple(replace(entry, last_at=min(entry.last_at, now)) for entry in memory.failures),
         autoscale=AutoscaleMemory(scale.target, _past(scale.above_since_at, now), _past(scale.below_since_at, now)),
         asked=memory.asked,
+        placement=PlacementMemory() if (memory.placement.at or 0.0) > now else memory.placement,
     )
 
 

@@ -9,6 +9,7 @@ from enum import Enum
 from skyserve.model.evidence import Listing, LoadReport, Outcome, ProbeResult, Silent
 from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
+from skyserve.model.placement import PlacementMemory
 from skyserve.model.replica import Replica
 from skyserve.model.routing import Endpoint
 from skyserve.model.service import ServiceSpec, UpdateMode
@@ -41,6 +42,11 @@ class ReasonCode(Enum):
     NO_OFFERING = "NO_OFFERING"
     PROVIDER_SILENT = "PROVIDER_SILENT"
     SCALED = "SCALED"
+    SPOT_COVER = "SPOT_COVER"
+    ON_DEMAND_FALLBACK = "ON_DEMAND_FALLBACK"
+    BACK_TO_SPOT = "BACK_TO_SPOT"
+    NOT_IN_MIX = "NOT_IN_MIX"
+    PLACEMENT_FAULT = "PLACEMENT_FAULT"
     FORGOTTEN = "FORGOTTEN"
 
 
@@ -142,6 +148,7 @@ class Memory:
     failures: tuple[FailureMemory, ...] = ()
     autoscale: AutoscaleMemory = AutoscaleMemory()
     asked: tuple[str, ...] = ()
+    placement: PlacementMemory = PlacementMemory()
 
 
 @dataclass(frozen=True, slots=True)

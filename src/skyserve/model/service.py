@@ -34,6 +34,11 @@ class ServiceStatus(Enum):
     SHUTTING_DOWN = "SHUTTING_DOWN"
 
 
+SPOT_PLACERS = ("risk_aware", "dynamic_fallback", "even_spread", "round_robin", "on_demand")
+"""The placement policies of spot replicas; the first is our own."""
+DEFAULT_SPOT_PLACER = SPOT_PLACERS[0]
+
+
 @dataclass(frozen=True, slots=True)
 class ReadinessProbe:
     """How to ask a replica whether it can serve: 200 means yes.
@@ -54,7 +59,10 @@ class ReadinessProbe:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPolicy:
-    """How many replicas. A fixed number is `min_replicas == max_replicas` without a target."""
+    """How many replicas, and of which capacity. A fixed number is `min_replicas == max_replicas` without a target.
+
+    `availability` is the share of the time in which all wanted replicas shall be ready; it steers `spot_placer`.
+    """
 
     min_replicas: int = 1
     max_replicas: int = 1
@@ -63,8 +71,26 @@ class ReplicaPolicy:
     upscale_delay_seconds: float = 300.0
     downscale_delay_seconds: float = 1200.0
     base_ondemand_fallback_replicas: int = 0
-    dynamic_ondemand_fallback: bool = False
+    dynamic_ondemand_fallback: bool | None = None
     spot_placer: str | None = None
+    availability: float = 0.995
+
+    @property
+    def placer(self) -> str:
+        """The policy that places spot replicas."""
+        return self.spot_placer or DEFAULT_SPOT_PLACER
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether on-demand replicas may stand in for spot replicas: as the user says, or as our own policy does."""
+        if self.dynamic_ondemand_fallback is None:
+            return self.placer in (DEFAULT_SPOT_PLACER, "on_demand")
+        return self.dynamic_ondemand_fallback
+
+    @property
+    def may_use_on_demand(self) -> bool:
+        """Whether a spot service may have on-demand replicas at all."""
+        return self.falls_back or self.base_ondemand_fallback_replicas > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +139,11 @@ class ServiceSpec:
     num_nodes: int = 1
     source: str = ""
     kind: Kind = Kind.SERVICE
+
+    @property
+    def on_spot(self) -> bool:
+        """Whether this is a service whose replicas run on spot capacity, so that a placer chooses their places."""
+        return self.kind is Kind.SERVICE and self.resources.alternatives[0].use_spot
 
     def shares_launch_with(self, other: ServiceSpec) -> bool:
         """Whether a replica launched for one of the two may serve for the other without being launched again.

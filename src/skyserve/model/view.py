@@ -84,3 +84,35 @@ class ProviderView:
     refusal: str = ""
     chosen: bool = False
     capacity_type: str = "ON_DEMAND"
+
+
+@dataclass(frozen=True, slots=True)
+class MixPart:
+    """Some replicas of one kind: so many of one instance type in one place, spot or on-demand."""
+
+    count: int
+    infra: str
+    instance_type: str
+    capacity_type: str
+    price_per_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class MixView:
+    """What a spot service would start with, and what is expected of it.
+
+    `replicas` are wanted; all of them on-demand would cost `on_demand_per_hour`, None where nothing may stand in.
+    `expected_per_hour` is the mean bill once spot replicas are ready. With probability `confidence`, all wanted
+    replicas are ready for at least `availability` of a week, under the `assumptions`; None where the policy states no
+    bound.
+    """
+
+    policy: str
+    replicas: int
+    parts: tuple[MixPart, ...]
+    why: str
+    expected_per_hour: float | None = None
+    on_demand_per_hour: float | None = None
+    availability: float | None = None
+    confidence: float | None = None
+    assumptions: tuple[str, ...] = ()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from skyserve.model.resources import ResourceChoice, Resources
-from skyserve.model.service import ReadinessProbe, ReplicaPolicy, ServiceSpec, Tls
+from skyserve.model.service import DEFAULT_SPOT_PLACER, ReadinessProbe, ReplicaPolicy, ServiceSpec, Tls
+
+_PLACER_TEXT = {"risk_aware": "Risk-aware", "dynamic_fallback": "SpotHedge"}
 
 
 def describe(spec: ServiceSpec) -> list[tuple[str, str]]:
@@ -16,7 +18,7 @@ def describe(spec: ServiceSpec) -> list[tuple[str, str]]:
         ("Readiness probe timeout seconds", _plain(spec.readiness_probe.timeout_seconds)),
         ("Replica autoscaling policy", policy_text(spec.replica_policy)),
         ("TLS Certificates", _tls_text(spec.tls)),
-        ("Spot Policy", _spot_text(spec.replica_policy)),
+        ("Spot Policy", spot_text(spec)),
         ("Load Balancing Policy", spec.load_balancing_policy),
     ]
 
@@ -66,16 +68,20 @@ def _place_text(resources: Resources) -> str:
     return "/".join(part or "*" for part in place)
 
 
-def _spot_text(policy: ReplicaPolicy) -> str:
-    parts = []
-    if policy.spot_placer:
-        parts.append("SpotHedge")
-    if policy.dynamic_ondemand_fallback:
+def spot_text(spec: ServiceSpec) -> str:
+    """How spot replicas are placed, and what stands in for them."""
+    policy = spec.replica_policy
+    if not spec.resources.alternatives[0].use_spot:
+        return "No spot policy"
+    parts = [_PLACER_TEXT.get(policy.placer, policy.placer)]
+    if policy.placer == DEFAULT_SPOT_PLACER:
+        parts.append(f"{_plain(round(100 * policy.availability, 4))} % availability")
+    if policy.falls_back:
         parts.append("Dynamic on-demand fallback")
     if policy.base_ondemand_fallback_replicas:
         base = _counted(policy.base_ondemand_fallback_replicas, "base on-demand replica")
         parts.append(f"Static spot mixture with {base}")
-    return ", ".join(parts) or "No spot policy"
+    return ", ".join(parts)
 
 
 def _tls_text(tls: Tls | None) -> str:

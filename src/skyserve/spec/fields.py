@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from skyserve.model.resources import Resources
-from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ServiceSpec
+from skyserve.model.service import (
+    DEFAULT_SPOT_PLACER,
+    SPOT_PLACERS,
+    LoadBalancer,
+    ReadinessProbe,
+    ReplicaPolicy,
+    ServiceSpec,
+)
 from skyserve.spec.kinds import Anything, Boolean, Field, Integer, ListOf, MapOf, Number, OneOf, Refused, Section, Text
 
 SERVICE_NAME = r"[A-Za-z]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
@@ -99,20 +106,25 @@ REPLICA_POLICY = Section(
             _COUNT,
             "How many of the replicas are always on-demand; needs `use_spot: true`.",
             _POLICY.base_ondemand_fallback_replicas,
-            stored_only=True,
         ),
         Field(
             "dynamic_ondemand_fallback",
             Boolean(),
-            "Whether on-demand replicas stand in for spot replicas that are missing; needs `use_spot: true`.",
-            _POLICY.dynamic_ondemand_fallback,
-            stored_only=True,
+            "Whether on-demand replicas stand in for spot replicas that are missing; needs `use_spot: true`. "
+            "Not given: as the `spot_placer` sees fit, which `risk_aware` does and the others do not.",
         ),
         Field(
             "spot_placer",
-            Text(choices=("dynamic_fallback",)),
-            "How places for spot replicas are chosen; needs `use_spot: true`.",
-            stored_only=True,
+            Text(choices=SPOT_PLACERS),
+            "The policy that chooses places for spot replicas; needs `use_spot: true`.",
+            DEFAULT_SPOT_PLACER,
+        ),
+        Field(
+            "availability",
+            OneOf((Number(above=0), Text("a percentage such as 99.9%", r"\d+(\.\d*)?%"))),
+            "Share of the time in which all wanted replicas shall be ready; `risk_aware` has as many replicas, and as "
+            "many of them on-demand, as that takes. Needs `use_spot: true`.",
+            _POLICY.availability,
         ),
     ),
     "How many replicas, following the load.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, Tls
 from skyserve.spec import shorthand
 from skyserve.spec.document import YamlMap, YamlNode, YamlScalar, plain
-from skyserve.spec.problems import Problems
+from skyserve.spec.problems import Problems, shown
 from skyserve.spec.substitute import names_in, substitute_json
 
 _INSTANCE_AWARE = "instance_aware_least_load"
@@ -63,8 +63,9 @@ class ServiceReader:
             base_ondemand_fallback_replicas=node.integer(
                 "base_ondemand_fallback_replicas", _POLICY.base_ondemand_fallback_replicas
             ),
-            dynamic_ondemand_fallback=node.flag("dynamic_ondemand_fallback", _POLICY.dynamic_ondemand_fallback),
+            dynamic_ondemand_fallback=_flag_or_none(node.node("dynamic_ondemand_fallback")),
             spot_placer=_lower(node.text("spot_placer")),
+            availability=self._availability(node),
         )
         self._check_bounds(node, policy)
         self._check_target(node, policy)
@@ -98,11 +99,26 @@ class ServiceReader:
         node = self.section.map("replica_policy")
         if node is None or use_spot:
             return
-        for key in ("base_ondemand_fallback_replicas", "dynamic_ondemand_fallback", "spot_placer"):
+        for key in ("base_ondemand_fallback_replicas", "dynamic_ondemand_fallback", "spot_placer", "availability"):
             value = node.node(key)
             if isinstance(value, YamlScalar) and value.value not in (0, False):
                 message = f"`service.replica_policy.{key}` is for services on spot capacity"
                 self.problems.add(value.place, message, "add `use_spot: true` under `resources:`")
+
+    def _availability(self, node: YamlMap) -> float:
+        """`99.9%` or `0.999` as a share of the time."""
+        text = node.text("availability")
+        if text is None:
+            return _POLICY.availability
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = math.nan
+        if 0 < share < 1:
+            return share
+        message = f"`service.replica_policy.availability` must lie between 0 and 100 %, not {shown(text)}"
+        self.problems.add(node.place_of("availability"), message, "write `99.9%` or `0.999`")
+        return _POLICY.availability
 
     def _post_data(self, node: YamlNode | None) -> str | None:
         if node is None:
@@ -155,6 +171,10 @@ def _accelerator_key(text: str) -> str:
     """The canonical spelling of `a100` or `a100:8`; the count stays away where it was not written."""
     name, colon, count = text.partition(":")
     return shorthand.canonical_accelerator(name) + colon + count
+
+
+def _flag_or_none(node: YamlNode | None) -> bool | None:
+    return node.value if isinstance(node, YamlScalar) and isinstance(node.value, bool) else None
 
 
 def _lower(text: str | None) -> str | None:
