@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.decide.builders import NOW, instance, listing, observation, replica
 
-from skyserve.decide.lifecycle import LAUNCH_GRACE_S, UNCLEAR_LAUNCH_PATIENCE_S, advance, gather
+from skyserve.decide.lifecycle import LAUNCH_GRACE_S, UNCLEAR_LAUNCH_PATIENCE_S, Sight, advance
 from skyserve.model.decision import Observation
 from skyserve.model.evidence import (
     InstanceState,
@@ -25,7 +25,7 @@ S = ReplicaStatus
 
 def after(of: Replica, **seen: object) -> Replica | None:
     o: Observation = observation(replicas=(of,), **seen)
-    return advance(of, gather(o, of), o.now)[0]
+    return advance(of, Sight(o).of(of), o.now)[0]
 
 
 def status_after(of: Replica, **seen: object) -> str:
@@ -92,7 +92,7 @@ def test_several_steps_of_a_life_can_be_caught_up_at_once() -> None:
     o = observation(
         replicas=(pending,), providers=with_instance(pending, InstanceState.RUNNING), probes=probe(True, NOW)
     )
-    result, notes = advance(pending, gather(o, pending), o.now)
+    result, notes = advance(pending, Sight(o).of(pending), o.now)
     assert result is not None
     assert result.status is S.READY
     assert [n.because.text for n in notes] == [

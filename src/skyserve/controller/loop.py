@@ -15,7 +15,7 @@ from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Observation, Plan
 from skyserve.model.evidence import Listing, Silent
 from skyserve.model.routing import RoutingTable
-from skyserve.model.service import Kind
+from skyserve.model.service import Kind, ServiceSpec
 from skyserve.store.base import Lease, ServiceState, Store
 
 LEASE_S = 30.0
@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class World:
-    """One service's senses and hands. `trouble` is what keeps the loop from working, in words; empty when nothing."""
+    """One service's senses and hands. `trouble` is what keeps the loop from working, in words; empty when nothing.
+
+    `asked` are the questions to replicas, by version and endpoint, so that those without
+    secrets are not written anew on every step.
+    """
 
     service: str
     holder: str
@@ -46,6 +50,7 @@ class World:
     nudged: asyncio.Event = field(default_factory=asyncio.Event)
     trouble: str = ""
     lease: Lease | None = None
+    asked: dict[tuple[int, str], Question] = field(default_factory=dict, repr=False)
 
     def nudge(self) -> None:
         """Something happened: look again now."""
@@ -112,7 +117,8 @@ def _answers(world: World, state: ServiceState, tag: str) -> dict[str, Listing |
     for replica in state.replicas:
         if replica.offering is not None:
             name = replica.offering.provider
-            answers.setdefault(name, Silent(world.clock.now(), "it is not enabled here any more"))
+            if name not in answers:
+                answers[name] = Silent(world.clock.now(), "it is not enabled here any more")
     return answers
 
 
@@ -133,20 +139,28 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
         )
     )
     questions: dict[int, Question] = {}
+    following: dict[tuple[int, str], Question] = {}
     unreadable: StoreUnavailable | None = None
     for replica, endpoint in probed(plan.replicas):
         spec = observation.specs[replica.version]
         if spec.kind is Kind.CLUSTER:
             continue
+        key = (replica.version, endpoint)
+        asked = None if spec.secrets else world.asked.get(key)
         try:
-            secrets = world.secrets.get(observation.tag, replica.version) if spec.secrets else {}
+            questions[replica.id] = following[key] = asked or _question(world, observation.tag, spec, *key)
         except StoreUnavailable as error:
             unreadable = error
-            continue
-        questions[replica.id] = question(endpoint, spec.readiness_probe, {**spec.envs, **secrets})
+    world.asked = following
     world.prober.follow(questions)
     if unreadable is not None:
         raise unreadable
+
+
+def _question(world: World, tag: str, spec: ServiceSpec, version: int, endpoint: str) -> Question:
+    """What a replica of a version is asked."""
+    secrets = world.secrets.get(tag, version) if spec.secrets else {}
+    return question(endpoint, spec.readiness_probe, {**spec.envs, **secrets})
 
 
 async def run(world: World) -> None:

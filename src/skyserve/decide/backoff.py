@@ -42,9 +42,11 @@ def remember(
     for replica in after:
         entry = by_version.get(replica.version) or FailureMemory(replica.version, 0, now)
         if replica.status is ReplicaStatus.READY:
-            entry = replace(entry, ever_ready=True)
+            if not entry.ever_ready:
+                entry = replace(entry, ever_ready=True)
             since = replica.ready_since_at
-            if since is not None and since >= entry.last_at and now - since >= STABLE_AFTER_S:
+            failed = entry.consecutive > 0 or entry.detail
+            if failed and since is not None and since >= entry.last_at and now - since >= STABLE_AFTER_S:
                 entry = replace(entry, consecutive=0, detail="")
         elif _newly_failed(replica, was_failed):
             entry = replace(entry, consecutive=entry.consecutive + 1, last_at=now, detail=replica.first_line)

@@ -27,11 +27,25 @@ class Draft:
     learnt: tuple[Cooldown, ...] = ()
     wake: list[float] = field(default_factory=list)
     asked_now: set[int] = field(default_factory=set)
+    _places: dict[int, int] = field(default_factory=dict)
 
     def put(self, replica: Replica) -> None:
         """Replace the row of the same id."""
-        self.replicas = [replica if r.id == replica.id else r for r in self.replicas]
+        place = self._place(replica.id)
+        if place is not None:
+            self.replicas[place] = replica
 
     def drop(self, replica: Replica) -> None:
-        """Take a row out."""
-        self.replicas = [r for r in self.replicas if r.id != replica.id]
+        """Take a row out. Whoever is going through the rows goes on through those that there were."""
+        place = self._place(replica.id)
+        if place is not None:
+            self.replicas = self.replicas[:place] + self.replicas[place + 1 :]
+
+    def _place(self, replica_id: int) -> int | None:
+        """Where a row stands. Rows come and go in many ways, so what is remembered of them is looked at again."""
+        for _ in range(2):
+            place = self._places.get(replica_id, -1)
+            if 0 <= place < len(self.replicas) and self.replicas[place].id == replica_id:
+                return place
+            self._places = {row.id: place for place, row in enumerate(self.replicas)}
+        return None

@@ -43,9 +43,10 @@ def learn(o: Observation, before: Sequence[Replica], after: Sequence[Replica]) -
     """What this step's outcomes add to the common knowledge: new or changed entries, in a stable order."""
     known = {c.scope: c for c in o.health}
     learnt: dict[str, Cooldown] = {}
+    outcomes = {outcome.key: outcome for outcome in reversed(o.outcomes)}
     asked_again = {r.token for r in after if r.status is ReplicaStatus.PENDING and r.offering is not None}
-    for replica in before:
-        outcome = next((x for x in o.outcomes if x.key == replica.token), None)
+    for replica in before if outcomes else ():
+        outcome = outcomes.get(replica.token)
         if replica.offering is None or outcome is None or replica.token in asked_again:
             continue
         if outcome.kind in _KINDS:

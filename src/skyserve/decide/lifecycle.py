@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from skyserve.model.decision import Note, Observation, Reason, ReasonCode
@@ -46,35 +46,49 @@ class Evidence:
     changing: bool = False
 
 
-def gather(o: Observation, replica: Replica) -> Evidence:
-    """Pick out of an observation what concerns one replica."""
-    listing = o.providers.get(replica.offering.provider) if replica.offering else None
-    listed = listing if isinstance(listing, Listing) else None
-    instances = listed.instances if listed else ()
-    return Evidence(
-        listed_at=listed.at if listed else None,
-        instance=_own(replica, instances),
-        probe=o.probes.get(replica.id),
-        outcome=next((x for x in o.outcomes if x.key == replica.token), None),
-        in_flight=replica.token in o.in_flight,
-        drained=_is_drained(o, replica),
-        readiness=o.specs[replica.version].readiness_probe,
-        probed=o.specs[replica.version].kind is Kind.SERVICE,
-        halted=o.halted,
-        changing=replica.instance_id in o.in_flight,
-    )
+class Sight:
+    """An observation, sorted by what concerns which replica: there may be thousands of them."""
 
+    def __init__(self, o: Observation) -> None:
+        self._o = o
+        self._outcomes = {outcome.key: outcome for outcome in reversed(o.outcomes)}
+        self._in_flight = frozenset(o.in_flight)
+        self._instances: dict[str, dict[str, list[Instance]]] = {}
+        for provider, listing in o.providers.items():
+            by_token = self._instances[provider] = {}
+            for instance in listing.instances if isinstance(listing, Listing) else ():
+                by_token.setdefault(instance.token, []).append(instance)
 
-def _own(replica: Replica, instances: Sequence[Instance]) -> Instance | None:
-    """The instance that stands for a replica: the one that it is known by, should its token be there twice."""
-    of_token = [i for i in instances if i.token == replica.token]
-    return next((i for i in of_token if i.id == replica.instance_id), of_token[0] if of_token else None)
+    def of(self, replica: Replica) -> Evidence:
+        """Pick out what concerns one replica."""
+        o, spec = self._o, self._o.specs[replica.version]
+        listing = o.providers.get(replica.offering.provider) if replica.offering else None
+        return Evidence(
+            listed_at=listing.at if isinstance(listing, Listing) else None,
+            instance=self._own(replica),
+            probe=o.probes.get(replica.id),
+            outcome=self._outcomes.get(replica.token),
+            in_flight=replica.token in self._in_flight,
+            drained=self._is_drained(replica),
+            readiness=spec.readiness_probe,
+            probed=spec.kind is Kind.SERVICE,
+            halted=o.halted,
+            changing=replica.instance_id in self._in_flight,
+        )
 
+    def _own(self, replica: Replica) -> Instance | None:
+        """The instance that stands for a replica: the one that it is known by, should its token be there twice."""
+        by_token = self._instances.get(replica.offering.provider) if replica.offering else None
+        of_token = by_token.get(replica.token) if by_token else None
+        if not of_token:
+            return None
+        return next((i for i in of_token if i.id == replica.instance_id), of_token[0])
 
-def _is_drained(o: Observation, replica: Replica) -> bool:
-    if o.load is None or replica.drain_revision is None:
-        return False
-    return o.load.table > replica.drain_revision and not o.load.in_flight.get(replica.id)
+    def _is_drained(self, replica: Replica) -> bool:
+        load = self._o.load
+        if load is None or replica.drain_revision is None:
+            return False
+        return load.table > replica.drain_revision and not load.in_flight.get(replica.id)
 
 
 def advance(replica: Replica, seen: Evidence, now: float) -> tuple[Replica | None, tuple[Note, ...]]:
@@ -85,7 +99,7 @@ def advance(replica: Replica, seen: Evidence, now: float) -> tuple[Replica | Non
         after = _STEPS[current.status](current, seen, now)
         if after is None:
             return None, tuple(notes)
-        if seen.instance is not None and after.status in ALIVE:
+        if seen.instance and after.reclaim_at != seen.instance.reclaim_at and after.status in ALIVE:
             after = replace(after, reclaim_at=seen.instance.reclaim_at)
         if after.status is current.status:
             return after, tuple(notes)
@@ -141,7 +155,7 @@ def _provisioning(replica: Replica, seen: Evidence, now: float) -> Replica:
     ended = _ended(replica, seen.instance, now)
     if ended is not None:
         return ended
-    replica = replace(replica, instance_id=seen.instance.id)
+    replica = _known_by(replica, seen.instance)
     if seen.instance.state in (InstanceState.SETUP, InstanceState.RUNNING):
         return replace(move(replica, _S.STARTING, now), setup_started_at=seen.instance.setup_started_at)
     if now >= boot_deadline(replica):
@@ -159,8 +173,9 @@ def _starting(replica: Replica, seen: Evidence, now: float) -> Replica:
     gone = _gone(replica, seen, now)
     if gone is not None:
         return gone
-    if seen.instance is not None and seen.instance.address:
-        replica = replace(replica, endpoint=seen.instance.address)
+    address = seen.instance.address if seen.instance else None
+    if address and address != replica.endpoint:
+        replica = replace(replica, endpoint=address)
     if _has_come_up(replica, seen):
         ready = move(replica, _S.READY, now)
         return replace(ready, first_ready_at=replica.first_ready_at or now, ready_since_at=now)
@@ -240,12 +255,17 @@ def _shutting_down(replica: Replica, seen: Evidence, now: float) -> Replica | No
     if waited_s > CLEANUP_PATIENCE_S:
         text = f"instance {seen.instance.id} is still there {waited_s:.0f}s after its end was ordered"
         return fail(replica, Failure.CLEANUP, now, text)
-    return replace(replica, instance_id=seen.instance.id)
+    return _known_by(replica, seen.instance)
+
+
+def _known_by(replica: Replica, instance: Instance) -> Replica:
+    return replica if replica.instance_id == instance.id else replace(replica, instance_id=instance.id)
 
 
 def _failed(replica: Replica, seen: Evidence, now: float) -> Replica:
     if seen.instance is not None and not replica.cleaned:
-        return replace(replica, detail=_last_words(replica, seen.instance))
+        last_words = _last_words(replica, seen.instance)
+        return replica if last_words == replica.detail else replace(replica, detail=last_words)
     if replica.cleaned or _may_still_exist(replica, seen):
         return replica
     return replace(replica, cleaned=True, endpoint=None)

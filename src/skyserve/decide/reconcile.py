@@ -40,20 +40,21 @@ def decide(o: Observation) -> Plan:
 
 def _advance(draft: Draft) -> None:
     """What became of each replica; and those of older versions that may count as the latest."""
+    sight, rows = lifecycle.Sight(draft.o), []
     for replica in draft.o.replicas:
-        after, changes = lifecycle.advance(replica, lifecycle.gather(draft.o, replica), draft.o.now)
+        after, changes = lifecycle.advance(replica, sight.of(replica), draft.o.now)
         draft.notes += changes
         if after is None:
-            draft.drop(replica)
             draft.notes.append(Note(replica.id, Reason(ReasonCode.FORGOTTEN, "nothing of it is left")))
             continue
-        draft.put(after)
+        rows.append(after)
         if replica.offering is not None and after.offering is None:
             facts: dict[str, float | int | str] = {"attempt": replica.attempt}
             refused = Reason(ReasonCode.LAUNCH_REFUSED, f"{replica.offering.pool}: {after.detail}", facts)
             draft.notes.append(Note(replica.id, refused))
+    draft.replicas = rows
     if draft.o.wanted:
-        relabelled, notes = rollout.relabel(draft.o, draft.replicas)
+        relabelled, notes = rollout.relabel(draft.o, rows)
         draft.replicas = list(relabelled)
         draft.notes += notes
 

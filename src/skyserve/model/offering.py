@@ -25,7 +25,8 @@ class Location:
     zone: str | None = None
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.cloud, self.region, self.zone) if part)
+        place = f"{self.cloud}/{self.region}" if self.region else self.cloud
+        return f"{place}/{self.zone}" if self.zone else place
 
 
 @dataclass(frozen=True, slots=True)
