@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from azure.core.pipeline import PipelineRequest
 from azure.core.pipeline.policies import SansIOHTTPPolicy
@@ -487,14 +487,14 @@ class AzureFake:
         return {"Azure-AsyncOperation": f"{self.url}{path}?api-version=2024-07-01", "x-ms-retry-after-ms": _POLL_MS}
 
     def _page(self, found: list[Body], at: Body, query: Body) -> tuple[int, Body, Body]:
-        start = int(query.get("$skiptoken", "0"))
-        page: Body = {"value": found[start : start + PAGE]}
-        if start + PAGE < len(found):
-            asked = {
-                **{key: value for key, value in query.items() if key != "if-none-match"},
-                "$skiptoken": start + PAGE,
-            }
-            words = "&".join(f"{key}={str(value).replace(' ', '%20')}" for key, value in asked.items())
+        """One page. The next one begins behind the last id of this one: what comes or goes meanwhile shifts nothing."""
+        last = query.get("$skiptoken", "")
+        rest = sorted((one for one in found if one["id"].lower() > last), key=lambda one: str(one["id"].lower()))
+        page: Body = {"value": rest[:PAGE]}
+        if len(rest) > PAGE:
+            asked = {key: value for key, value in query.items() if key != "if-none-match"}
+            asked["$skiptoken"] = rest[PAGE - 1]["id"].lower()
+            words = "&".join(f"{key}={quote(value, safe='')}" for key, value in asked.items())
             page["nextLink"] = f"{self.url}{at['self']}?{words}"
         return 200, page, {}
 

@@ -466,16 +466,17 @@ def _list(fake: GcpFake, at: Query, query: Query, body: Body) -> Body:
         if machine.id in fake.records and fake.status(machine, fake.records[machine.id])
     ]
     matching = sorted((one for one in shown if _passes(one, query.get("filter", ""))), key=lambda one: one["name"])
-    begin, size = int(query.get("pageToken", "0")), min(fake.page_size, int(query.get("maxResults", "500")))
+    last, size = query.get("pageToken", ""), min(fake.page_size, int(query.get("maxResults", "500")))
+    rest = [one for one in matching if one["name"] > last]  # so that what goes meanwhile shifts nothing
     page: Body = {"kind": "compute#instanceAggregatedList", "id": "1", "items": {}}
     for zone in fake.zones:
-        here = [one for one in matching[begin : begin + size] if one["zone"].endswith(f"/{zone}")]
+        here = [one for one in rest[:size] if one["zone"].endswith(f"/{zone}")]
         nothing = {"code": "NO_RESULTS_ON_PAGE", "message": f"There are no results for scope 'zones/{zone}'."}
         page["items"][f"zones/{zone}"] = {"instances": here} if here else {"warning": nothing}
         if zone in silent:
             page["items"][f"zones/{zone}"] = {"warning": {"code": "UNREACHABLE", "message": f"{zone} is not reachable"}}
-    if begin + size < len(matching):
-        page["nextPageToken"] = str(begin + size)
+    if len(rest) > size:
+        page["nextPageToken"] = rest[size - 1]["name"]
     return page
 
 

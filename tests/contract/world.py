@@ -88,6 +88,7 @@ class World:
         self.home = home
         self.orders: dict[tuple[str, str], LaunchOrder] = {}
         self.news = 0
+        self._asking = asyncio.Lock()
         self._next: asyncio.Task[Sequence[Instance]] | None = None
 
     def controller(self) -> Provider:
@@ -142,7 +143,10 @@ class World:
         return order
 
     async def look(self) -> Sequence[Instance]:
-        """A listing that was asked for after this call; those who ask meanwhile share it."""
+        """A listing that was asked for after this call; those who ask meanwhile share it.
+
+        One question at a time, as a controller asks: an answer never comes after that to a later question.
+        """
         if self._next is None:
             self._next = asyncio.create_task(self._list_soon())
         return await asyncio.shield(self._next)
@@ -152,8 +156,9 @@ class World:
 
     async def _list_soon(self) -> Sequence[Instance]:
         await self.pass_time()
-        self._next = None
-        return await self.provider.instances()
+        async with self._asking:
+            self._next = None
+            return await self.provider.instances()
 
     async def _order_of(self, service: str, token: str) -> LaunchOrder | None:
         return self.orders.get((service, token))

@@ -62,6 +62,7 @@ import http.server, json, os, pathlib
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer leaves in one piece: who is killed has given none, or all of it
     def answer(self):
         length = int(self.headers.get("Content-Length") or 0)
         self.rfile.read(length)

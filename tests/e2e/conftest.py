@@ -127,12 +127,12 @@ def processes_of(home: Path) -> dict[int, str]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            facts = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+            environ, cmdline = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
             cwd = os.readlink(entry / "cwd").encode()
-        except OSError:
+        except OSError:  # it has ended meanwhile
             continue
-        if mark in facts or cwd.startswith(mark):
-            found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
+        if mark in environ + cmdline or cwd.startswith(mark):
+            found[int(entry.name)] = cmdline.replace(b"\0", b" ").decode()[:200]
     return found
 
 

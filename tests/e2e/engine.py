@@ -20,6 +20,7 @@ VERSION = os.environ.get("ENGINE_VERSION", "1")
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer leaves in one piece: who is killed has given none, or all of it
 
     def do_GET(self) -> None:
         if self.path == "/health" and os.path.exists(os.environ.get("UNHEALTHY", "/nonexistent")):
@@ -51,6 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        self.wfile.flush()
         for number in [*range(events), "[DONE]"]:
             data = f"data: {number}\n\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))

@@ -33,9 +33,8 @@ def test_one_service_on_three_clouds_outlives_a_region(bed: Bed, sky: Sky) -> No
             timeout=180,
         )
         url = sky.endpoint()
-        answers = [get(url) for _ in range(12)]
-        assert {answer["cloud"] for answer in answers} == {"aws", "gcp", "azure"}
-        assert {answer["greeting"] for answer in answers} == {"hello"}
+        wait_for(lambda: {get(url)["cloud"] for _ in range(12)} == {"aws", "gcp", "azure"}, why="all three answer")
+        assert {get(url)["greeting"] for _ in range(12)} == {"hello"}
         assert not any("hello" in machine.user_data for core in world.cores.values() for machine in core.leftovers())
         with Traffic(url) as traffic:
             time.sleep(1)

@@ -18,7 +18,7 @@ from skyserve.model.evidence import Instance, InstanceState
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import ResourceChoice, Resources
 from skyserve.providers.base import LaunchOrder
-from skyserve.providers.openssh import control_dir
+from skyserve.providers.openssh import sockets_of
 from skyserve.providers.ssh import SshProvider, pools_file
 
 SERVES = "echo listening; exec sleep 1000"
@@ -107,7 +107,7 @@ def pool_rig(directory: Path, *names: str) -> Iterator[PoolRig]:
     deadline = time.monotonic() + PATIENCE_S
     while leftovers() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert leftovers() == [], control_dir(rig.config.home)
+    assert leftovers() == [], sockets_of(rig.config.home)
 
 
 async def offering_for(provider: SshProvider, resources: Resources) -> Offering:

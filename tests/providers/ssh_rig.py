@@ -24,7 +24,7 @@ from skyserve.errors import ProviderError, SkyServeError
 from skyserve.model.evidence import Instance, InstanceState
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.providers.base import Capabilities, CheckResult, LaunchOrder
-from skyserve.providers.openssh import Login, Ssh, client_key, control_dir
+from skyserve.providers.openssh import Login, Ssh, client_key, sockets_of
 from skyserve.providers.vm import VmProvider
 from skyserve.providers.vm_cloud import TAG_SERVICE, TAG_TOKEN, Notice, Vm, VmOrder, VmState
 
@@ -246,7 +246,7 @@ class VmRig:
 
     def leftovers(self) -> list[str]:
         """SSH clients and shared connections of this home that are still there."""
-        marks = [os.fsencode(self.config.home), os.fsencode(control_dir(self.config.home))]
+        marks = [os.fsencode(self.config.home), os.fsencode(sockets_of(self.config.home))]
         found = []
         for entry in Path("/proc").iterdir():
             try:
@@ -288,16 +288,18 @@ def only(state: InstanceState) -> Callable[[Sequence[Instance]], bool]:
     return lambda listed: [instance.state for instance in listed] == [state]
 
 
-async def ssh_to(machine: Machine, home: Path, **rest: object) -> Ssh:
-    """A connection to a machine that lets this installation in, whose key is known."""
+async def ssh_to(machine: Machine, home: Path, host_key: str = "", **rest: object) -> Ssh:
+    """A connection to a machine that lets this installation in, whose key is known, or taken for another one."""
     key = await client_key(home)
     machine.allow(key.public)
+    known_hosts = home / "known_hosts"
+    known_hosts.write_text(f"machine {host_key or machine.host_key}\n")
     login = Login(
         host="127.0.0.1",
         port=machine.port,
         user="root",
         identity=key.private_file,
-        host_key=machine.host_key,
+        known_hosts=known_hosts,
         alias="machine",
         config=Path("none"),
     )

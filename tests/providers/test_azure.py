@@ -193,6 +193,20 @@ def test_all_regions_and_pages_are_listed_at_once(bed):
     assert len({vm.host for vm in bed.machines()}) == azure_fake.PAGE + 1
 
 
+def test_a_machine_that_goes_while_pages_are_read_hides_no_other(bed):
+    made = [bed.create(an_order(f"t{number}")) for number in range(azure_fake.PAGE + 1)]
+    answer = bed.fake.answer
+
+    def and_then_one_goes(verb, target, headers, body):
+        told = answer(verb, target, headers, body)
+        if "virtualMachines?" in target and len(bed.fake.machines) == len(made):
+            bed.core.delete(bed.fake.machines[0].id)
+        return told
+
+    bed.fake.answer = and_then_one_goes
+    assert made[-1].id in {vm.id for vm in bed.machines()}
+
+
 def test_machines_of_other_installations_are_not_ours(bed):
     theirs = an_order("t9")
     bed.create(dataclasses.replace(theirs, tags={**theirs.tags, TAG_INSTALLATION: "sky-other"}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tests.providers.ssh_rig import Machine, free_port, needs_machines, ssh_to
 
 from skyserve.errors import CredentialsRejected, ProviderUnavailable
-from skyserve.providers.openssh import CommandFailed, Login, Ssh, client_key, control_dir, key_pair
+from skyserve.providers.openssh import CommandFailed, Login, Ssh, client_key, control_dir, key_pair, sockets_of
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,14 @@ async def connection(machine: Machine, home: Path, **rest: object) -> AsyncItera
 async def gone(home: Path) -> None:
     """Wait until no client and no shared connection of this home is left."""
     deadline = time.monotonic() + 20
-    while left := [one for one in commands() if os.fsencode(control_dir(home)) in one]:
+    while left := [one for one in commands() if os.fsencode(sockets_of(home)) in one]:
         assert time.monotonic() < deadline, left
         await asyncio.sleep(0.05)
+
+
+def masters(home: Path) -> list[bytes]:
+    """The shared connections of a home."""
+    return [one for one in commands() if b"[mux]" in one and os.fsencode(sockets_of(home)) in one]
 
 
 def commands() -> Iterator[bytes]:
@@ -64,8 +70,26 @@ def test_commands_get_stdin_and_give_stdout_over_one_connection(machine: Machine
                 ssh.run("true", stdin=feed),  # a command need not read it all
             )
             assert outputs == [b"/root\ngiven", b"a 'quoted' $HOME", b"4194304\n", b""]
-            masters = [one for one in commands() if b"[mux]" in one and os.fsencode(control_dir(tmp_path)) in one]
-            assert len(masters) == 1
+            assert len(masters(tmp_path)) == 1
+
+    asyncio.run(scene())
+
+
+@needs_machines
+def test_a_connection_is_closed_by_its_owner_alone(machine: Machine, tmp_path: Path) -> None:
+    async def come_and_go() -> None:
+        for _ in range(3):
+            other = await ssh_to(machine, tmp_path)
+            assert await other.run("echo other") == b"other\n"
+            await other.close()
+
+    async def scene() -> None:
+        async with connection(machine, tmp_path) as ssh:
+            await ssh.run("true")
+            [ours] = masters(tmp_path)
+            await asyncio.gather(*(come_and_go() for _ in range(4)))
+            assert await ssh.run("echo ours") == b"ours\n"
+            assert ours in masters(tmp_path)
 
     asyncio.run(scene())
 
@@ -188,7 +212,7 @@ def test_a_host_is_never_taken_for_an_option(tmp_path: Path) -> None:
 
 def test_a_long_home_gets_short_sockets(tmp_path: Path) -> None:
     assert control_dir(Path("/home/me/.local")) == Path("/home/me/.local/ssh/c")
-    longer = [control_dir(tmp_path / ("x" * 100) / name) for name in "ab"]
+    longer = [sockets_of(tmp_path / ("x" * 100) / name) for name in "ab"]
     assert longer[0] != longer[1]
     assert all(len(os.fsencode(path)) < 65 for path in longer)
 
@@ -208,7 +232,8 @@ def test_a_key_is_made_once(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
-def test_a_directory_of_somebody_else_is_not_used(tmp_path: Path) -> None:
+def test_a_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a home with a long path has its sockets there
     control_dir(tmp_path).mkdir(parents=True)
     control_dir(tmp_path).chmod(0o777)
 

@@ -98,6 +98,7 @@ def test_a_machine_starts_itself_and_is_heard(rig: VmRig) -> None:
         assert kept(rig) == [
             f"machines/{TOKEN}/host_key",
             f"machines/{TOKEN}/host_key.pub",
+            f"machines/{TOKEN}/known_hosts",
             f"machines/{TOKEN}/service",
         ]
         await provider.terminate(TOKEN_ID)

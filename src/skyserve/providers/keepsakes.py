@@ -3,7 +3,7 @@
 Knows files under HOME; must not know any cloud, nor what a machine is for. No secret of the user's is ever among them.
 
     machines/<token>/                host_key, host_key.pub (0600): the key by which the machine is known;
-                                     service: whose machine it is
+                                     known_hosts: the same for ssh; service: whose machine it is
     logs/<service>/<instance>.log    the end of the output of machines that are gone
 """
 
@@ -32,6 +32,16 @@ class Keepsakes:
     async def host_key(self, token: str) -> KeyPair:
         """The key by which the machine of a launch is known: the same for as long as it is not forgotten."""
         return await key_pair(self._folder(token) / "host_key")
+
+    async def known_hosts(self, token: str) -> Path:
+        """What ssh reads to know that machine by the name of its token. FileNotFoundError if it is forgotten meanwhile.
+
+        As it stays until then, no line to the machine that is hung up takes it away from another one.
+        """
+        path = self._folder(token) / "known_hosts"
+        if not path.exists():
+            _replace(path, f"{token} {(await self.host_key(token)).public}\n".encode())
+        return path
 
     def expect(self, token: str, service: str) -> None:
         """A machine is about to be rented for a service: `release` will forget it, if nothing does before."""
@@ -73,8 +83,12 @@ def _safe(name: str) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Only its owner may read it, and sees the old or the new content, never half of it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _replace(path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Only its owner may read it, and sees the old or the new content, never half of it."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     draft.touch(mode=0o600)
     draft.write_bytes(content)

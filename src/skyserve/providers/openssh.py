@@ -37,8 +37,6 @@ _SOCKET_SUFFIX = 18  # `.` and 16 characters that ssh puts behind the name while
 _CONNECTION_FAILED = 255
 _END_PATIENCE_S = 2.0
 _LOGIN_TIMEOUT_S = 30.0
-_NO_FOLDER = b"cannot bind to path"
-"""What ssh says when the folder of its socket was just removed, as by `Ssh.close` of another machine."""
 _CHUNK = 65536
 _LINE_LIMIT = 16 * 1024 * 1024
 _DENIED = re.compile(r"permission denied \(|too many authentication failures|no such identity|load key .*: ", re.I)
@@ -63,8 +61,8 @@ class CommandFailed(RuntimeError):
 class Login:
     """How a machine is reached.
 
-    With a `host_key` (`ssh-ed25519 AAAA...`) only the machine that has it is trusted, under the name `alias`, whatever
-    its address; without one, the user's own known hosts decide. `config` is the configuration file that ssh reads: None
+    With `known_hosts` only the machine is trusted whose ed25519 key that file has under the name `alias`, whatever its
+    address; without one, the user's own known hosts decide. `config` is the configuration file that ssh reads: None
     for the user's own, `Path("none")` for none at all. What is None is left to it. `options` are further settings as
     (name, value), such as ("ProxyJump", "gateway").
     """
@@ -73,7 +71,7 @@ class Login:
     port: int | None = None
     user: str | None = None
     identity: Path | None = None
-    host_key: str | None = None
+    known_hosts: Path | None = None
     alias: str | None = None
     config: Path | None = None
     options: tuple[tuple[str, str], ...] = ()
@@ -94,20 +92,16 @@ class KeyPair:
 
 class Ssh:
     """One machine over SSH. Commands share one connection, which is made when it is needed and closes itself a minute
-    after the last command, or with `close`; what streams for long has a connection of its own.
+    after the last command, or with `close`; what streams for long has a connection of its own. It is shared with nobody
+    else, so that nobody else can close it, be it another process of the same home.
 
     Raises ProviderUnavailable when the machine cannot be reached, and CredentialsRejected when one side does not trust
-    the other's key. `home` is where sockets and known hosts are kept.
+    the other's key. `home` is where sockets are kept.
     """
 
     def __init__(self, login: Login, home: Path) -> None:
         self.login = login
-        self._home = home
-        name = "|".join(
-            str(part) for part in (login.user, login.host, login.port, login.alias, login.host_key, login.options)
-        )
-        self._socket = control_dir(home) / hashlib.sha256(name.encode()).hexdigest()[:16]
-        self._known_hosts = home / "ssh" / "known" / self._socket.name
+        self._socket = Path(f"{sockets_of(home)}{uuid.uuid4().hex[:8]}")
         self._connecting = asyncio.Lock()
         self._sessions = asyncio.Semaphore(_SESSIONS)
 
@@ -142,14 +136,10 @@ class Ssh:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(client.finish(), _END_PATIENCE_S)
             await client.end()
-        self._known_hosts.unlink(missing_ok=True)
-        for folder in (self._known_hosts.parent, self._socket.parent):
-            with contextlib.suppress(OSError):  # others are in use, or it is gone
-                folder.rmdir()
 
     async def _run(self, command: str, feed: Feed, timeout_s: float, *, again: bool = True) -> bytes:
-        """Run a command on the shared connection; once more when that was closed below it without a word, as whoever
-        else uses this home may do. Commands are safe to repeat."""
+        """Run a command on the shared connection; once more when that was closed below it without a word, as it is when
+        its minute is over or the machine goes. Commands are safe to repeat."""
         client = await self._spawn(command)
         feeding = asyncio.ensure_future(asyncio.to_thread(client.feed, feed))
         try:
@@ -162,7 +152,7 @@ class Ssh:
             await asyncio.wait({feeding})
         if (broken := feeding.exception()) is not None:
             raise ProviderUnavailable(f"what {self.login.host} should get could not be read: {broken}") from broken
-        if again and client.code == _CONNECTION_FAILED and (not told.strip() or _NO_FOLDER in told):
+        if again and client.code == _CONNECTION_FAILED and not told.strip():
             return await self._run(command, feed, timeout_s, again=False)
         self._judge(client.code, told)
         return out
@@ -209,24 +199,9 @@ class Ssh:
         ]
         if login.identity is not None:
             settings += [("IdentityFile", _quoted(login.identity)), ("IdentitiesOnly", "yes")]
-        if login.host_key is not None:
-            settings += self._trust(login.host_key, login.alias or login.host)
+        if login.known_hosts is not None:
+            settings += _trust(login.known_hosts, login.alias or login.host)
         return [*flags, *(part for name, value in settings for part in ("-o", f"{name}={value}"))]
-
-    def _trust(self, host_key: str, alias: str) -> list[tuple[str, str]]:
-        known = self._known_hosts
-        if not known.exists():
-            _private(known.parent)
-            _write(known, f"{alias} {host_key}\n".encode())
-        return [
-            ("StrictHostKeyChecking", "yes"),
-            ("UserKnownHostsFile", _quoted(known)),
-            ("GlobalKnownHostsFile", os.devnull),
-            ("HostKeyAlias", alias),
-            ("HostKeyAlgorithms", host_key.split()[0]),
-            ("CheckHostIP", "no"),
-            ("UpdateHostKeys", "no"),
-        ]
 
     def _judge(self, code: int | None, told: bytes) -> None:
         """Nothing when all went well, otherwise the error that it is."""
@@ -248,12 +223,18 @@ class Ssh:
 
 
 def control_dir(home: Path) -> Path:
-    """Where the sockets of shared connections are. A home with a long path gets a short directory for them."""
+    """Where the sockets of shared connections are: a folder that is never removed, as ssh needs it until it has made
+    its own. All homes with a long path share a short one.
+    """
     path = home / "ssh" / "c"
     if len(os.fsencode(path)) + 1 + 16 + _SOCKET_SUFFIX <= _SOCKET_PATH_LIMIT:
         return path
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"skyserve-{os.getuid()}" / digest
+    return Path(tempfile.gettempdir()) / f"skyserve-{os.getuid()}"
+
+
+def sockets_of(home: Path) -> str:
+    """How the path of every socket of a home begins; eight characters follow."""
+    return f"{control_dir(home)}/{hashlib.sha256(os.fsencode(home)).hexdigest()[:8]}"
 
 
 async def client_key(home: Path) -> KeyPair:
@@ -304,6 +285,18 @@ def _write(path: Path, content: bytes) -> None:
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     draft.write_bytes(content)
     draft.replace(path)
+
+
+def _trust(known_hosts: Path, alias: str) -> list[tuple[str, str]]:
+    return [
+        ("StrictHostKeyChecking", "yes"),
+        ("UserKnownHostsFile", _quoted(known_hosts)),
+        ("GlobalKnownHostsFile", os.devnull),
+        ("HostKeyAlias", alias),
+        ("HostKeyAlgorithms", "ssh-ed25519"),
+        ("CheckHostIP", "no"),
+        ("UpdateHostKeys", "no"),
+    ]
 
 
 def _shell(command: str | Sequence[str]) -> str:

@@ -214,7 +214,7 @@ class VmProvider:
     async def _call(self, vm: Vm) -> None:
         """See to it that there is a line to the machine where it is now."""
         try:
-            host_key = await self._keepsakes.host_key(vm.token)
+            known_hosts = await self._keepsakes.known_hosts(vm.token)
         except (ProviderUnavailable, FileNotFoundError):
             if vm.id in self._deleted:  # its key has gone with it meanwhile
                 return
@@ -225,7 +225,7 @@ class VmProvider:
             port=vm.ssh_port,
             user="root",
             identity=client_key.private_file,
-            host_key=host_key.public,
+            known_hosts=known_hosts,
             alias=vm.token,
             config=Path("none"),
         )
