@@ -1,5 +1,5 @@
-"""Made-up spot markets for pools of which no record is at hand. Knows what is published of spot capacity in general, and
-nothing of any pool in particular but its price.
+"""Made-up spot markets for pools of which no record is at hand. Knows what is published of spot capacity in general,
+and nothing of any pool in particular but its price.
 
 Every pool has a hidden pressure that wanders at several paces at once: minutes, hours, a day. Where it exceeds what the
 pool can bear, capacity shrinks, and then is gone. So up-times and down-times are heavy-tailed, as they are in reality:
