@@ -165,7 +165,7 @@ def test_runs_that_would_be_alike_are_refused(sky, write, trace):
 def test_capacity_prices_and_places_can_be_changed(sky, write, trace):
     def mean(figure: str, *options: str) -> float:
         asked = ("serve", "simulate", write("replicas: 6"), "--spot-trace", trace, "--compare", "round-robin")
-        return sky(*asked, *options, "-ojson").json["policies"][0]["figures"][figure]["mean"]
+        return sky(*asked, "--tick", "300", *options, "-ojson").json["policies"][0]["figures"][figure]["mean"]
 
     usual = mean("cost")
     assert mean("cost", "--price-scale", "2") == pytest.approx(2 * usual)
