@@ -22,6 +22,7 @@ from skyserve.model.service import LoadBalancer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PATIENCE_S = 5.0
+SETTLING_TURNS = 40
 
 
 @dataclass
@@ -191,6 +192,12 @@ class Replica:
             self._tasks.discard(task)
 
 
+async def settled() -> None:
+    """Let what has been sent arrive. Turns of the loop count, not only time: a machine that is busy does fewer."""
+    for _ in range(SETTLING_TURNS):
+        await asyncio.sleep(0.001)
+
+
 class Rig:
     """A door, its replicas and its clients."""
 
@@ -266,6 +273,14 @@ class Rig:
         while not condition():
             assert time.monotonic() < deadline, "it did not happen"
             await asyncio.sleep(0.002)
+
+    async def stalled(self) -> None:
+        """Wait until the door stands still because its only client does not read."""
+        still, deadline = 0, time.monotonic() + PATIENCE_S
+        while still < SETTLING_TURNS:
+            assert time.monotonic() < deadline, "it goes on"
+            await asyncio.sleep(0.001)
+            still = still + 1 if all(client.write_paused for client in self.server._clients) else 0
 
     def busy(self) -> int:
         return sum(self.door.pool.in_flight().values())
