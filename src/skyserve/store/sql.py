@@ -32,6 +32,8 @@ DECISIONS_KEPT = 5000
 """The newest entries of a service's decision log that survive pruning."""
 
 _PRUNE_EVERY = 100
+_ROWS_REMEMBERED = 4096
+"""Rows of replicas whose text is not read or written anew: from one tick to the next most stay as they are."""
 
 METADATA = sa.MetaData()
 
@@ -266,7 +268,7 @@ def _insert_version(db: sa.Connection, spec: ServiceSpec, version: int, mode: Up
 
 def _load(db: sa.Connection, service: str) -> ServiceState:
     row = _row(db, _SERVICE_ROW, service)
-    replicas = tuple(_decode(Replica, body) for _, body in db.execute(_REPLICA_ROWS, {"service": service}))
+    replicas = tuple(_replica(body) for _, body in db.execute(_REPLICA_ROWS, {"service": service}))
     versions = {row["latest_version"]}.union(*({replica.version, replica.launched_version} for replica in replicas))
     specs = db.execute(_SPEC_ROWS, {"service": service, "versions": sorted(versions)})
     return ServiceState(
@@ -334,7 +336,7 @@ def _checked(db: sa.Connection, seen: Observation, lease: Lease) -> sa.RowMappin
 def _put_replicas(db: sa.Connection, service: str, replicas: Sequence[Replica]) -> bool:
     """Make the stored rows those of the plan; whether any had to be touched."""
     before: dict[int, str] = {id_: body for id_, body in db.execute(_REPLICA_ROWS, {"service": service})}
-    after = {replica.id: (replica.status.value, dumps(replica)) for replica in replicas}
+    after = {replica.id: (replica.status.value, _body(replica)) for replica in replicas}
     changed = [(id_, row) for id_, row in after.items() if before.get(id_) != row[1]]
     outdated = [id_ for id_ in before if id_ not in after or before[id_] != after[id_][1]]
     if outdated:
@@ -463,6 +465,16 @@ def _evictions(db: sa.Connection, service: str) -> tuple[int, ...]:
 def _decision(row: sa.RowMapping) -> Decision:
     observation, plan = _decode(Observation, row["observation"]), _decode(Plan, row["plan"])
     return Decision(row["seq"], row["at"], observation, plan, row["policy"])
+
+
+@lru_cache(maxsize=_ROWS_REMEMBERED)
+def _replica(body: str) -> Replica:
+    return _decode(Replica, body)
+
+
+@lru_cache(maxsize=_ROWS_REMEMBERED)
+def _body(replica: Replica) -> str:
+    return dumps(replica)
 
 
 @lru_cache(maxsize=256)
