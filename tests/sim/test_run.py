@@ -4,6 +4,7 @@ which time is passed."""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -142,7 +143,7 @@ def test_seeds_are_repeats() -> None:
 @given(st.integers(0, 10_000), st.sampled_from(TIMELESS), st.integers(1, 5), st.sampled_from([20.0, 60.0, 97.0]))
 def test_passing_over_ticks_changes_nothing(seed: int, placer: str, replicas: int, tick_s: float) -> None:
     setting = Setting(tick_s=tick_s, cold_start_spread=0.3, notice_s=(seed % 3) * 60.0, seed=seed)
-    spec, market = a_spec(replicas, placer), made_up(seed, days=0.25)
+    spec, market = a_spec(replicas, placer, target_qps_per_replica=1.0), made_up(seed, days=0.25)
     every_tick = simulate(spec, market, setting, traffic=Quiet())
     passed_over = simulate(spec, market, setting)
     assert replace(every_tick, steps=0, served=None) == replace(passed_over, steps=0)
@@ -175,7 +176,8 @@ def test_ready_replicas_are_those_of_the_machines() -> None:
 
 def test_traffic_moves_on_from_tick_to_tick_with_the_ready_replicas() -> None:
     traffic = Quiet()
-    run = simulate(a_spec(1, "on_demand"), a_market(hours=0.2), replace(PLAIN, leave_out_s=120.0), traffic=traffic)
+    spec = a_spec(1, "on_demand", target_qps_per_replica=1.0)
+    run = simulate(spec, a_market(hours=0.2), replace(PLAIN, leave_out_s=120.0), traffic=traffic)
     begin = run.begin_at - 120
     assert [told[:3] for told in traffic.told[:4]] == [
         (begin, begin + 60, ()),
@@ -208,6 +210,34 @@ def test_a_replica_that_still_works_on_something_is_kept_until_it_is_done() -> N
         ends[busy] = lasting.ended_at - run.begin_at
         assert any(leaving for *_, leaving in traffic.told) == bool(busy)
     assert ends == {0: 1800 + 180, 1: 1800 + 180 + 120}, "at the latest when the drain deadline is reached"
+
+
+def test_a_fixed_number_of_replicas_is_not_looked_at_for_every_tick_of_traffic() -> None:
+    traffic = Quiet(arrivals_per_s=5.0)
+    run = simulate(a_spec(1, "on_demand"), a_market(), replace(PLAIN, leave_out_s=HOUR), traffic=traffic)
+    assert run.steps < 10
+    assert traffic.counted_from == [run.begin_at]
+    assert traffic.told[0][0] == run.begin_at - HOUR
+    assert all(earlier[1] == later[0] for earlier, later in pairwise(traffic.told))
+    assert traffic.told[-1][1] == run.end_at
+
+
+def test_replicas_are_as_fast_as_the_policy_says_of_their_accelerators() -> None:
+    slow, fast = spot_pool("us-east-1a", {0: 1}), spot_pool("us-east-1b", {0: 1})
+    pools = [
+        replace(pool, offering=replace(pool.offering, accelerator=Accelerator(name, 1)))
+        for pool, name in ((slow, "L4"), (fast, "H100"))
+    ]
+    traffic = Quiet()
+    rates = {"L4": 2.0, "H100": 8.0}
+    spec = a_spec(2, "even_spread", target_qps_per_replica=rates)
+    simulate(spec, a_market(*pools), PLAIN, traffic=traffic)
+    assert sorted(speed for _, speed in traffic.ready) == [0.25, 1.0]
+
+
+def test_a_cold_start_may_be_longer_than_the_initial_delay() -> None:
+    run = simulate(a_spec(1, "on_demand"), a_market(), replace(PLAIN, cold_start_s=3000.0))
+    assert run.ready == ((run.begin_at, 0), (at(run, 3000), 1))
 
 
 # ---- what cannot be simulated

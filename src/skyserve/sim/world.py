@@ -218,6 +218,12 @@ class SimulatedDoor:
         """What there is to do, as of the last tick."""
         return self._report
 
+    @property
+    def done(self) -> bool:
+        """Whether one of those that leave has nothing left to do."""
+        busy = self._report.in_flight if self._report is not None else {}
+        return any(not busy.get(replica_id) for replica_id in self.leaving)
+
     def hear(self, report: LoadReport) -> None:
         """Traffic moved on."""
         self._report = replace(report, table=self._number)
