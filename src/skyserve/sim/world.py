@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from skyserve.controller.act import refusal
 from skyserve.controller.probe import Question
-from skyserve.decide.optimize import rank, shortlist
+from skyserve.decide.optimize import rank, shortlisted
 from skyserve.errors import CapacityUnavailable
 from skyserve.model.decision import Launch, Observation, Plan, Terminate
 from skyserve.model.evidence import Listing, LoadReport, Outcome, OutcomeKind, ProbeResult
@@ -101,7 +101,7 @@ class SimulatedOffers:
         now = self._clock.at
         if self._ranked_for is not spec:
             self._ranked, self._ranked_for = rank(self._offerings(now), spec), spec
-        return shortlist(self._ranked, health, now)
+        return shortlisted(self._ranked, health, now)
 
     def _offerings(self, now: float) -> list[Offering]:
         found = []
