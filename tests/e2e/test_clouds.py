@@ -134,3 +134,32 @@ def exists(sky: Sky, name: str) -> bool:
     with sky.start("serve", "status", name) as process:
         process.communicate(timeout=60)
     return process.returncode == 0
+
+
+@pytest.mark.bed
+def test_spot_is_stood_in_for_on_demand_and_comes_back(bed: Bed, sky: Sky) -> None:
+    """The default policy of spot services, on machines that are really there: up, a zone that is lost, and after."""
+    places = "".join(
+        f"\n  - {{infra: aws/{region}, instance_type: m6i.large, use_spot: true}}" for region in ("us-east-1", "us-west-2")
+    )
+    with clouds(sky, bed, "aws") as world:
+        yaml = service_yaml(sky, f"{places}\n", 1)
+        sky("serve", "up", str(yaml), "-n", "chat", "-y", "--secret", "GREETING=hello", timeout=180)
+        core = world.cores["aws"]
+
+        def kinds() -> set[bool]:
+            return {machine.spot for machine in core.leftovers()}
+
+        wait_for(lambda: kinds() == {True}, seconds=120, why="on-demand machines stay")
+        with Traffic(sky.endpoint(), clients=2) as traffic:
+            seen = len(traffic.answers)
+            for machine in core.leftovers():
+                core.interrupt(machine.id, notice_s=20.0)
+            wait_for(lambda: False in kinds(), seconds=30, why="nothing stands in")
+            wait_for(lambda: kinds() == {True} and len(traffic.answers) > seen + 20, seconds=180, why="no way back")
+        assert traffic.failures == []
+        why = sky("serve", "why", "chat")
+        assert "ON_DEMAND_FALLBACK" in why
+        assert "BACK_TO_SPOT" in why
+        sky("serve", "down", "chat", "-y", timeout=120)
+        world.all_gone()
