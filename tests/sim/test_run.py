@@ -153,9 +153,16 @@ def test_passing_over_ticks_changes_nothing(seed: int, placer: str, replicas: in
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10_000), st.sampled_from(PLACERS), st.integers(1, 6))
 def test_the_bill_is_that_of_the_machines_and_never_below_the_bound(seed: int, placer: str, replicas: int) -> None:
-    run = simulate(a_spec(replicas, placer), made_up(seed, days=0.4), replace(PLAIN, leave_out_s=HOUR))
+    market = made_up(seed, days=0.4)
+    run = simulate(a_spec(replicas, placer), market, replace(PLAIN, leave_out_s=HOUR))
     assert run.cost == sum(machine.cost for machine in run.machines)
+    pools = {(pool.offering.location, pool.offering.capacity_type): pool for pool in market.pools}
     for machine in run.machines:
+        pool = pools[machine.location, machine.capacity_type]
+        paid_from = max(machine.launched_at, run.begin_at)
+        ticks = range(round((machine.ended_at - paid_from) / MINUTE))
+        tick_by_tick = sum(market.price(pool, paid_from + tick * MINUTE) / 60 for tick in ticks)
+        assert machine.cost == pytest.approx(tick_by_tick)
         assert machine.launched_at < machine.ended_at <= run.end_at
         assert machine.ready_at is None or machine.launched_at + 180 <= machine.ready_at <= machine.ended_at
     assert run.bound_cost is not None
