@@ -20,7 +20,7 @@ from skyserve.decide import hazard
 from skyserve.decide.hazard import AHEAD_S, Learnt
 from skyserve.model.placement import Forecast, Held, Mix, PlacementMemory, View
 
-VALUE = 22.0
+VALUE = 23.0
 """Weight of unavailability at VALUE_AT and with an outage of VALUE_OUTAGE_S."""
 VALUE_AT = 0.995
 VALUE_OUTAGE_S = 240.0
@@ -30,6 +30,8 @@ USUAL_SHARE = 0.4
 """The cost share at which risk and price are compared when pools are put into an order."""
 NO_STAND_IN = 10.0
 """Price of on-demand, relative to the dearest pool, where nothing may stand in: no mix counts on it if it can help."""
+WORTH_MOVING = 1.15
+"""A mix must be better than what there is by this much: moving back and forth is worth nothing."""
 MOST_POOLS = 16
 """Spreading over more pools than this is not considered: it changes little."""
 REACTION_S = 60.0
@@ -162,7 +164,14 @@ def best_plan(sites: Sequence[_Site], view: View, wanted: int, cold_start_s: flo
             plan = judge.plan(*_filled(order, wanted + extra, most, wanted))
             if plan.score < best.score - 1e-9:
                 best = plan
-    return best
+    held = judge.plan(*_as_it_is(sites, wanted))
+    return held if held.score <= best.score * WORTH_MOVING else best
+
+
+def _as_it_is(sites: Sequence[_Site], wanted: int) -> tuple[tuple[tuple[_Site, int], ...], int]:
+    """What there is on spot, and on-demand replicas for what it lacks."""
+    spot = tuple((site, site.live) for site in sites if site.live)
+    return spot, max(0, wanted - sum(site.live for site in sites))
 
 
 def _is_narrow(site: _Site, most: int) -> bool:
@@ -302,9 +311,10 @@ def _let_go(view: View, plan: Plan, lookout: _Site | None) -> tuple[int, ...]:
     if all(count <= 0 for count in excess.values()):
         return ()
     ready = sum(one.ready for one in view.held)
+    fewer = view.wanted + view.spare < view.memory.wanted
     gone: list[int] = []
     for one in sorted(view.spot, key=lambda one: (-one.price_per_hour, one.ready, -one.asked_at, -one.id)):
-        if excess[one.pool] > 0 and not (one.ready and ready <= plan.count):
+        if excess[one.pool] > 0 and (ready > plan.count if one.ready else fewer):
             ready -= one.ready
             excess[one.pool] -= 1
             gone.append(one.id)
