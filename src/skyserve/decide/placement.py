@@ -18,7 +18,7 @@ from functools import partial
 
 from skyserve.decide import hazard
 from skyserve.decide.hazard import AHEAD_S, Learnt
-from skyserve.model.placement import Forecast, Held, Mix, PlacementMemory, View
+from skyserve.model.placement import Held, Mix, PlacementMemory, View
 
 VALUE = 23.0
 """Weight of unavailability at VALUE_AT and with an outage of VALUE_OUTAGE_S."""
@@ -30,6 +30,8 @@ USUAL_SHARE = 0.4
 """The cost share at which risk and price are compared when pools are put into an order."""
 NO_STAND_IN = 10.0
 """Price of on-demand, relative to the dearest pool, where nothing may stand in: no mix counts on it if it can help."""
+TRIFLE = 0.05
+"""A share of the unavailability that is allowed, below which less of it is worth nothing."""
 WORTH_MOVING = 1.15
 """A mix must be better than what there is by this much: moving back and forth is worth nothing."""
 MOST_POOLS = 16
@@ -43,7 +45,7 @@ SETTLE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Site:
+class Site:
     """A pool as the plan sees it: price as a share of on-demand, losses to expect per second, replicas it has, and how
     many may be counted on."""
 
@@ -61,7 +63,7 @@ class Plan:
     """A mix that may be moved towards: replicas by pool, and on-demand ones. `cost` is a share of all on-demand without
     the cost of starts, `risk` the share of the time in which too few are expected to be ready."""
 
-    spot: tuple[tuple[_Site, int], ...]
+    spot: tuple[tuple[Site, int], ...]
     on_demand: int
     cost: float
     risk: float
@@ -80,7 +82,7 @@ def place(view: View) -> Mix:
     if _nothing_new(view):
         return Mix((), memory.on_demand, (), memory, memory.wake_at, memory.text)
     learnt = hazard.learn(view)
-    sites = _sites(view, learnt)
+    sites = sites_of(view, learnt)
     plan = best_plan(sites, view, wanted, learnt.ready_s or view.cold_start_s)
     lookout = _lookout(plan, sites, learnt, view.now)
     launch = _launches(plan, lookout, learnt)
@@ -125,19 +127,19 @@ def _standing_in(held: Iterable[Held]) -> int:
 # ---- the plan
 
 
-def _sites(view: View, learnt: Learnt) -> list[_Site]:
+def sites_of(view: View, learnt: Learnt) -> list[Site]:
     """The pools that hold replicas or may be asked."""
     live: dict[str, int] = {}
     for one in view.spot:
         live[one.pool] = live.get(one.pool, 0) + 1
-    unit = view.on_demand_per_hour or max((pool.price_per_hour for pool in view.pools), default=0.0) or 1.0
+    unit = unit_per_hour(view)
     found = []
     for pool in view.pools:
         count, free = live.get(pool.name, 0), pool.cooling_until_at <= view.now
         if not count and not free:
             continue
         record = learnt.records[pool.name]
-        site = _Site(
+        site = Site(
             name=pool.name,
             location=pool.location,
             region=pool.region,
@@ -150,7 +152,12 @@ def _sites(view: View, learnt: Learnt) -> list[_Site]:
     return found
 
 
-def best_plan(sites: Sequence[_Site], view: View, wanted: int, cold_start_s: float) -> Plan:
+def unit_per_hour(view: View) -> float:
+    """The price that prices are shares of: of an on-demand replica, or of the dearest spot one where none stands in."""
+    return view.on_demand_per_hour or max((pool.price_per_hour for pool in view.pools), default=0.0) or 1.0
+
+
+def best_plan(sites: Sequence[Site], view: View, wanted: int, cold_start_s: float) -> Plan:
     """The mix of least score. Considered are at most `most` replicas in a pool, for every useful `most`: without cover,
     or with so many extras that no single pool takes the service below `wanted`. What no pool can hold is on-demand."""
     judge = _Judge(view, wanted, cold_start_s)
@@ -168,28 +175,28 @@ def best_plan(sites: Sequence[_Site], view: View, wanted: int, cold_start_s: flo
     return held if held.score <= best.score * WORTH_MOVING else best
 
 
-def _as_it_is(sites: Sequence[_Site], wanted: int) -> tuple[tuple[tuple[_Site, int], ...], int]:
+def _as_it_is(sites: Sequence[Site], wanted: int) -> tuple[tuple[tuple[Site, int], ...], int]:
     """What there is on spot, and on-demand replicas for what it lacks."""
     spot = tuple((site, site.live) for site in sites if site.live)
     return spot, max(0, wanted - sum(site.live for site in sites))
 
 
-def _is_narrow(site: _Site, most: int) -> bool:
+def _is_narrow(site: Site, most: int) -> bool:
     return site.room < most
 
 
-def _regions_first(order: Iterable[_Site]) -> list[_Site]:
+def _regions_first(order: Iterable[Site]) -> list[Site]:
     """The first site of each region before the second of any, otherwise in the given order."""
     seen: set[str] = set()
-    first: list[_Site] = []
-    rest: list[_Site] = []
+    first: list[Site] = []
+    rest: list[Site] = []
     for site in order:
         (rest if site.region in seen else first).append(site)
         seen.add(site.region)
     return first + rest
 
 
-def _filled(order: Iterable[_Site], count: int, most: int, wanted: int) -> tuple[tuple[tuple[_Site, int], ...], int]:
+def _filled(order: Iterable[Site], count: int, most: int, wanted: int) -> tuple[tuple[tuple[Site, int], ...], int]:
     """So many replicas in the pools, in their order, at most `most` in each; and the on-demand ones for the rest."""
     spot = []
     for site in order:
@@ -205,7 +212,7 @@ def _filled(order: Iterable[_Site], count: int, most: int, wanted: int) -> tuple
 class _Judge:
     """Scores mixes for one decision."""
 
-    __slots__ = ("_on_demand_price", "_outage_s", "_standing_in", "_start", "_value", "_wanted", "_weight")
+    __slots__ = ("_on_demand_price", "_outage_s", "_standing_in", "_start", "_trifle", "_value", "_wanted", "_weight")
 
     def __init__(self, view: View, wanted: int, cold_start_s: float) -> None:
         self._wanted = wanted
@@ -215,17 +222,18 @@ class _Judge:
         self._start = cold_start_s / AHEAD_S
         precision = (1 - VALUE_AT) / max(1e-6, 1 - view.availability)
         self._value = VALUE * precision * math.pow(VALUE_OUTAGE_S / self._outage_s, OUTAGE_EXPONENT)
+        self._trifle = TRIFLE * (1 - view.availability)
         self._weight = self._value * self._outage_s * wanted / (2 * USUAL_SHARE)
 
-    def price(self, site: _Site, most: int) -> float:
+    def price(self, site: Site, most: int) -> float:
         """What so many replicas there cost, with the starts of those that are missing."""
         return site.price * (most + max(0, most - site.live) * self._start)
 
-    def weigh(self, site: _Site, most: int) -> float:
+    def weigh(self, site: Site, most: int) -> float:
         """The same, and what its losses weigh at the usual cost share."""
         return self.price(site, most) + site.losses_per_s * self._weight
 
-    def plan(self, spot: tuple[tuple[_Site, int], ...], on_demand: int) -> Plan:
+    def plan(self, spot: tuple[tuple[Site, int], ...], on_demand: int) -> Plan:
         """A mix with its score."""
         cost = on_demand * self._on_demand_price
         starts = max(0, on_demand - self._standing_in) * self._on_demand_price
@@ -234,9 +242,9 @@ class _Judge:
             starts += max(0, count - site.live) * site.price
         risk = self._outage_s * self._shortages_per_s(spot, on_demand)
         share = (cost + starts * self._start) / self._wanted
-        return Plan(spot, on_demand, cost / self._wanted, risk, share * share + self._value * risk)
+        return Plan(spot, on_demand, cost / self._wanted, risk, share * share + self._value * max(risk, self._trifle))
 
-    def _shortages_per_s(self, spot: tuple[tuple[_Site, int], ...], on_demand: int) -> float:
+    def _shortages_per_s(self, spot: tuple[tuple[Site, int], ...], on_demand: int) -> float:
         """Losses after which fewer than wanted are ready: of a pool that holds more than there are extras, or of a
         second one with the first or before it is replaced, which takes half an outage on average."""
         extras = sum(count for _, count in spot) + on_demand - self._wanted
@@ -250,7 +258,7 @@ class _Judge:
                     rate += site.losses_per_s * self._together(site, other)
         return rate
 
-    def _together(self, site: _Site, other: _Site) -> float:
+    def _together(self, site: Site, other: Site) -> float:
         """How likely another pool is lost with one, or soon after."""
         if other.location == site.location:
             return hazard.SAME_LOCATION
@@ -275,7 +283,7 @@ def _planned(memory: PlacementMemory, plan: Plan, on_demand: int, *, lasting: bo
     return max(plan.on_demand, min(memory.planned, on_demand)) if lasting else plan.on_demand
 
 
-def _launches(plan: Plan, lookout: _Site | None, learnt: Learnt) -> tuple[str, ...]:
+def _launches(plan: Plan, lookout: Site | None, learnt: Learnt) -> tuple[str, ...]:
     """What the plan lacks, and the lookout. A pool whose last answer was no is asked for one replica first."""
     names: list[str] = []
     for site, count in plan.spot:
@@ -287,22 +295,23 @@ def _launches(plan: Plan, lookout: _Site | None, learnt: Learnt) -> tuple[str, .
     return tuple(names)
 
 
-def _lookout(plan: Plan, sites: Sequence[_Site], learnt: Learnt, now: float) -> _Site | None:
+def _lookout(plan: Plan, sites: Sequence[Site], learnt: Learnt, now: float) -> Site | None:
     """While on-demand serves by plan, one spot replica stands in the most promising other pool, to see when it is calm
     again."""
     if not plan.on_demand:
         return None
     planned = {site.name for site, _ in plan.spot}
 
-    def promise(site: _Site) -> tuple[bool, float, float]:
+    def promise(site: Site) -> tuple[bool, float, float]:
         return site.live > 0, (1 - site.price) * hazard.chance(learnt.records[site.name], now), -site.losses_per_s
 
     return max((site for site in sites if site.name not in planned), key=promise, default=None)
 
 
-def _let_go(view: View, plan: Plan, lookout: _Site | None) -> tuple[int, ...]:
-    """Spot replicas beyond the plan, the dearest and youngest first; a ready one only when as many stay ready as the
-    plan has."""
+def _let_go(view: View, plan: Plan, lookout: Site | None) -> tuple[int, ...]:
+    """Spot replicas beyond the plan, the dearest and youngest first: a ready one only when as many stay ready as the
+    plan has, one that starts only when fewer are wanted than before. Else it is seen what it is good for when it is
+    ready, as plans change faster than replicas start."""
     excess: dict[str, int] = {}
     for one in view.spot:
         excess[one.pool] = excess.get(one.pool, 0) + 1
@@ -365,8 +374,3 @@ def surplus(held: Sequence[Held], count: int) -> tuple[int, ...]:
     """The replicas beyond `count`: those that are not ready first, among equals the newest."""
     order = sorted(held, key=lambda one: (one.ready, -one.id))
     return tuple(one.id for one in order[: max(0, len(held) - count)])
-
-
-def forecast(view: View) -> Forecast:
-    """A stand-in."""
-    return Forecast(view.wanted * view.pools[0].price_per_hour if view.pools else 0.0, 0.9, 0.95, ())
