@@ -140,7 +140,8 @@ def exists(sky: Sky, name: str) -> bool:
 def test_spot_is_stood_in_for_on_demand_and_comes_back(bed: Bed, sky: Sky) -> None:
     """The default policy of spot services, on machines that are really there: up, a zone that is lost, and after."""
     places = "".join(
-        f"\n  - {{infra: aws/{region}, instance_type: m6i.large, use_spot: true}}" for region in ("us-east-1", "us-west-2")
+        f"\n  - {{infra: aws/{region}, instance_type: m6i.large, use_spot: true}}"
+        for region in ("us-east-1", "us-west-2")
     )
     with clouds(sky, bed, "aws") as world:
         yaml = service_yaml(sky, f"{places}\n", 1)

@@ -32,8 +32,8 @@ from skyserve.sim.result import Run
 from skyserve.sim.run import Simulation, repeat, simulate
 
 PLACERS = ("risk_aware", "dynamic_fallback", "round_robin", "even_spread", "on_demand")
-TIMELESS = ("dynamic_fallback", "round_robin", "even_spread", "on_demand")
-"""Placers whose answer does not change as time goes by while nothing happens."""
+TIMELESS = PLACERS
+"""Placers whose answer does not change as time goes by until they said that it would."""
 ZONES = ("us-east-1a", "us-east-1b", "us-west-2a")
 GPU = Accelerator("A10G", 1)
 
