@@ -87,7 +87,7 @@ def test_calm_pools_need_no_cover_and_one_that_just_came_back_does() -> None:
     lost = Event(EventKind.LOST, "east1/gpu", "east1", NOW, HOUR)
     alarmed = placement.place(view(2, events=(lost,), memory=calm("east1", hours=48)))
     assert alarmed.on_demand == 2
-    assert len(alarmed.launch) > 2
+    assert alarmed.launch
 
 
 def test_a_dearer_target_never_costs_less() -> None:
