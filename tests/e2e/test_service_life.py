@@ -186,8 +186,7 @@ def test_requests_wait_while_no_replica_is_ready(sky: Sky) -> None:
 
 def test_redirect_mode(sky: Sky) -> None:
     path = sky.yaml(1)
-    text = path.read_text().replace("  replicas: 1\n", "  replicas: 1\n  load_balancer:\n    mode: redirect\n")
-    path.write_text(text)
+    path.write_text(path.read_text().replace("retry: idempotent", "mode: redirect"))
     sky("serve", "up", str(path), "-n", "chat", "-y")
     with urllib.request.urlopen(f"{sky.endpoint()}/a?b=c", timeout=10) as response:
         assert response.url == f"{sky.ready()[1]['endpoint']}/a?b=c"

@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -22,6 +22,10 @@ from skyserve.model.service import LoadBalancer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PATIENCE_S = 5.0
+RECEIVED = 256 * 1024
+"""Bytes that the kernel takes in for a replica that does not read; it would else take in more and more."""
+MAY_REPEAT = LoadBalancer(retry="idempotent")
+"""What the tests begin with; those of what is not repeated say so."""
 
 
 @dataclass
@@ -149,8 +153,10 @@ class Replica:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port or self.port, limit=2**20)
-        self.port = self._server.sockets[0].getsockname()[1]
+        listener = socket.create_server(("127.0.0.1", port or self.port))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
+        self._server = await asyncio.start_server(self._serve, sock=listener, limit=2**20)
+        self.port = listener.getsockname()[1]
 
     @property
     def address(self) -> str:
@@ -203,6 +209,8 @@ class Rig:
         self.replicas: list[Replica] = []
         self._clients: list[Wire] = []
         self._number = 0
+        self.door.settings = MAY_REPEAT
+        self._settings = MAY_REPEAT
 
     def later(self, seconds: float) -> None:
         """Set the door's clock ahead, and have it look at it."""
@@ -235,7 +243,7 @@ class Rig:
     def list(self, *replicas: Replica, draining: tuple[Replica, ...] = (), **fields: Any) -> None:
         """Push a table with these replicas; other settings stay unless they are given."""
         old = self.door.table
-        settings = fields.pop("settings", old.settings)
+        settings = self._settings = fields.pop("settings", self._settings)
         rows = [Endpoint(replica.id, replica.address) for replica in replicas]
         rows += [Endpoint(replica.id, replica.address, draining=True) for replica in draining]
         self._number += 1
@@ -245,10 +253,10 @@ class Rig:
         assert self.door.apply(table)
 
     def settings(self, **fields: Any) -> None:
-        self.list(*self.replicas, settings=LoadBalancer(**fields))
+        self.list(*self.replicas, settings=replace(MAY_REPEAT, **fields))
 
-    async def client(self) -> Wire:
-        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**20))
+    async def client(self, port: int = 0) -> Wire:
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", port or self.port, limit=2**20))
         self._clients.append(wire)
         return wire
 

@@ -219,7 +219,7 @@ def test_a_client_that_asks_and_does_not_read_fills_no_memory(rig_once, mode: st
 
 def test_a_replica_that_does_not_accept_is_passed_over(rig) -> None:
     async def scenario(rig) -> None:
-        rig.door.limits = replace(LIMITS, connect_s=0.1)
+        rig.settings(connect_timeout_seconds=0.1)
         with socket.socket() as full:
             full.bind(("127.0.0.1", 0))
             full.listen(0)

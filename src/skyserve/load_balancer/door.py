@@ -60,10 +60,11 @@ class Door:
         self.table = RoutingTable(number=0)
         self.settings = self.table.settings
         self.pool: Pool[UpstreamConnection] = Pool(self._news)
-        self.knocks = Knocks(self.pool, time, limits.connect_s)
+        self.knocks = Knocks(self.pool, time, lambda: self.settings.connect_timeout_seconds)
         self.hold: Hold[Waiting] = Hold(self._news)
         self.counters = Counters(time())
         self.stopping = False
+        self.body_limit: float = _bytes(self.settings.max_body_mib)
         self._policy: Policy = LeastLoad()
 
     @property
@@ -75,10 +76,12 @@ class Door:
         """Obey `table` from now on. False, and nothing changes, when one as new is in force."""
         if table.number <= self.table.number:
             return False
-        if table.policy != self.table.policy:
-            self._policy = self._policy_named(table.policy)
+        if (table.policy, table.settings.session_key) != (self.table.policy, self.settings.session_key):
+            self._policy = self._policy_named(table.policy, table.settings.session_key)
         self.table, self.settings = table, table.settings
-        self.pool.apply(table.endpoints)
+        self.body_limit = _bytes(table.settings.max_body_mib)
+        self.pool.limit(table.settings.max_concurrency_per_replica, table.settings.slow_start_seconds)
+        self.pool.apply(table.endpoints, self.time())
         if self.refusing:
             self.give_up_held()
         else:
@@ -141,12 +144,16 @@ class Door:
     def _news(self) -> None:
         self.on_news()
 
-    def _policy_named(self, name: str) -> Policy:
-        policy = make_policy(name)
+    def _policy_named(self, name: str, session_key: str) -> Policy:
+        policy = make_policy(name, session_key)
         if policy is None:
             logger.warning("no load balancing policy is called %r; least_load is used", name)
             return LeastLoad()
         return policy
+
+
+def _bytes(mib: float | None) -> float:
+    return float("inf") if mib is None else mib * 1024 * 1024
 
 
 def _no_news() -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from skyserve.load_balancer.answer import Answer
 from skyserve.load_balancer.door import Door, Page
-from skyserve.load_balancer.framing import BadMessage, Body, RequestHead, ResponseHead, request_body
+from skyserve.load_balancer.framing import BadMessage, Body, RequestHead, ResponseHead, UntilCloseBody, request_body
 from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes
 from skyserve.load_balancer.pool import IDLE_LIMIT_S
 from skyserve.load_balancer.upstream import UpstreamConnection, connect
@@ -34,6 +34,8 @@ STALE_WINDOW_S = 1.0
 
 YOUNG_S = 1.0
 """A connection that was in use so lately is not closed for idleness: good enough for what cannot be sent again."""
+
+_TOO_LARGE = "the request body is larger than this service takes"
 
 _SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 
@@ -85,6 +87,7 @@ class Exchange:
         "_page",
         "_sent_at",
         "_sent_to",
+        "_started_at",
         "_stays",
         "_tried",
         "_upstream_ended",
@@ -111,6 +114,7 @@ class Exchange:
         self._dropped_at = 0.0
         self._sent_at = 0.0
         self._active_at = 0.0
+        self._started_at = 0.0
         self._answer = Answer(head)
         self._stays = False
         self._client_ended = False
@@ -121,9 +125,13 @@ class Exchange:
     def start(self) -> None:
         """Go to a replica, or wait for one."""
         door = self._door
-        door.counters.arrived(door.time())
+        self._started_at = door.time()
+        door.counters.arrived(self._started_at)
         if door.refusing:
             self._refuse_closing()
+            return
+        if (self._head.length or 0) > door.body_limit:
+            self._refuse_body()
             return
         if door.hold:
             door.release_held()
@@ -137,6 +145,9 @@ class Exchange:
                 self._connection.transport.write(data[start:])
             return len(data)
         end = self.body.feed(data, start)
+        if self._kept_size + end - start > self._door.body_limit and self._head.length is None:
+            self.body = UntilCloseBody()  # where the next request begins is of no interest any more
+            raise BadMessage(_TOO_LARGE, 413)
         if end > start:
             self._pass_on(data[start:end] if end - start < len(data) else data)
         return end
@@ -161,7 +172,9 @@ class Exchange:
 
     def bad_request(self, bad: BadMessage) -> None:
         """The client's body is not clear HTTP."""
-        if self._answer.head is None:
+        if self._answer.head is None and bad.status == 413:
+            self._refuse_body()
+        elif self._answer.head is None:
             self.fail(bad.status, "bad_request", str(bad))
         else:
             self._cut()
@@ -197,14 +210,26 @@ class Exchange:
         return self._kept_size > max(HELD_BODY_LIMIT, min(KEPT_LIMIT, share))
 
     def check(self, now: float) -> None:
-        """See whether the replica has been silent for too long."""
-        limit, connection = self._door.settings.stream_timeout_seconds, self._connection
-        if limit is None or connection is None or self.tunnel or now - self._active_at <= limit:
+        """See whether the replica has been silent for too long, or the whole has taken too long."""
+        settings, connection = self._door.settings, self._connection
+        whole_s = settings.request_timeout_seconds
+        if self.tunnel:
             return
-        if not connection.reading or (not self.body.done and not connection.write_paused):
-            return  # it is the client that is slow
+        if whole_s is not None and now - self._started_at > whole_s:
+            self._time_out("request_timeout", f"the request took more than {whole_s:g} s")
+            return
+        limits = [settings.stream_timeout_seconds]
         if self._answer.head is None:
-            self.fail(504, "replica_timeout", f"the replica did not answer within {limit:g} s")
+            limits.append(settings.first_byte_timeout_seconds)
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        if limit is None or connection is None or now - self._active_at <= limit:
+            return
+        if connection.reading and (self.body.done or connection.write_paused):  # else it is the client that is slow
+            self._time_out("replica_timeout", f"the replica did not answer within {limit:g} s")
+
+    def _time_out(self, code: str, message: str) -> None:
+        if self._answer.head is None:
+            self.fail(504, code, message)
         else:
             self._cut()
 
@@ -236,6 +261,8 @@ class Exchange:
             self._refuse_closing()
         elif self._sent_to:
             self._fail_unanswered(", and no other one became ready in time")
+        elif self._door.pool.busy:
+            self.fail(503, "replicas_busy", "every replica has as many requests as it may", retry_after_s=1)
         else:
             self.fail(503, "no_replica_ready", "no replica became ready in time", retry_after_s=5)
 
@@ -247,14 +274,18 @@ class Exchange:
         if self.hold_until <= now or settings.queue_size == 0 or (full and self._sent_to):
             self.give_up()
         elif full:
-            self.fail(429, "queue_full", "no replica is ready and too many requests wait", retry_after_s=5)
+            why = "every replica has as many requests as it may" if self._door.pool.busy else "no replica is ready"
+            self.fail(429, "queue_full", f"{why} and too many requests wait", retry_after_s=5)
         else:
             self._tried = self._sent_to  # one that only refused may come back
             self._door.hold.add(self)
             self._client.update_reading()
 
     def _refuse_closing(self) -> None:
-        self.fail(503, "service_closing", "the service is going down")
+        self.fail(503, "service_closing", "the service is going down", retry_after_s=5)
+
+    def _refuse_body(self) -> None:
+        self.fail(413, "body_too_large", _TOO_LARGE)
 
     # ---- to a replica ---------------------------------------------------------------------------------------------
 
@@ -295,7 +326,7 @@ class Exchange:
     async def _connected(self, page: Page) -> None:
         pool = self._door.pool
         try:
-            connection = await connect(pool, page, self._door.limits.connect_s)
+            connection = await connect(pool, page, self._door.settings.connect_timeout_seconds)
         except (OSError, UnicodeError):  # the latter from a name that cannot be a host's
             self._connecting = None
             pool.refused(page, self._door.time())
@@ -339,8 +370,8 @@ class Exchange:
             self._fail_unanswered()
             return
         self._tried |= {page.replica_id}
-        self._door.pool.leave(page)
         self._page = None
+        self._give_place(page)
         if self._begin():
             return
         if self._door.refusing:
@@ -502,7 +533,13 @@ class Exchange:
             self._drop_connection()
         if page is not None:
             self._page = None
-            self._door.pool.leave(page)
+            self._give_place(page)
+
+    def _give_place(self, page: Page) -> None:
+        door = self._door
+        door.pool.leave(page)
+        if door.hold and door.pool.limited:
+            asyncio.get_running_loop().call_soon(door.release_held)
 
     def _drop_connection(self) -> None:
         connection = self._connection

@@ -40,7 +40,7 @@ _TOKEN_START = re.compile(_TOKEN)
 
 _REQUEST_SPECIAL = frozenset(
     b"host content-length transfer-encoding connection keep-alive proxy-connection proxy-authorization te upgrade"
-    b" x-forwarded-for x-forwarded-proto x-forwarded-host x-request-id".split()
+    b" x-forwarded-for x-forwarded-proto x-forwarded-host forwarded x-request-id".split()
 )
 _RESPONSE_SPECIAL = frozenset(
     b"content-length transfer-encoding connection keep-alive proxy-connection proxy-authenticate te upgrade".split()

@@ -21,14 +21,17 @@ def request_bytes(head: RequestHead, *, peer: bytes, scheme: bytes, request_id: 
     special = head.special
     host = head.host if head.host is not None else address.encode()
     forwarded_for = b", ".join([*special[b"x-forwarded-for"], peer]) if b"x-forwarded-for" in special else peer
+    node = b'"[%b]"' % peer if b":" in peer else peer
+    forwarded = b'for=%b;host="%b";proto=%b' % (node, host, scheme)
     parts = [
         b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, head.target, host),
         _lines(head.lines, head.named),
-        b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b\r\n"
+        b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nForwarded: %b\r\nX-Request-ID: %b\r\n"
         % (
             forwarded_for,
             special[b"x-forwarded-proto"][0] if b"x-forwarded-proto" in special else scheme,
             special[b"x-forwarded-host"][0] if b"x-forwarded-host" in special else host,
+            b", ".join([*special[b"forwarded"], forwarded]) if b"forwarded" in special else forwarded,
             special[b"x-request-id"][0] if b"x-request-id" in special else request_id,
         ),
     ]

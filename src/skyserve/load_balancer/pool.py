@@ -50,6 +50,7 @@ class Upstream(Generic[Conn]):
         "ewma_s",
         "idle",
         "in_flight",
+        "listed_at",
         "refuses",
         "removed",
         "replica_id",
@@ -59,7 +60,8 @@ class Upstream(Generic[Conn]):
         "weight",
     )
 
-    def __init__(self, row: Endpoint) -> None:
+    def __init__(self, row: Endpoint, now: float) -> None:
+        self.listed_at = now
         self.replica_id = row.replica_id
         self.address = row.address
         self.weight = row.weight
@@ -102,8 +104,27 @@ class Pool(Generic[Conn]):
         self._pages: dict[int, Upstream[Conn]] = {}
         self._routable: tuple[Upstream[Conn], ...] = ()
         self._ejected = 0
+        self._most: int | None = None
+        self._slow_start_s = 0.0
+        self._warm_at = 0.0
 
-    def apply(self, rows: Iterable[Endpoint]) -> None:
+    def limit(self, most: int | None, slow_start_s: float) -> None:
+        """Give no replica more than `most` requests at once, and a new one its full share only after a while."""
+        self._most = most
+        self._slow_start_s = slow_start_s
+
+    @property
+    def limited(self) -> bool:
+        """Whether a replica can be full."""
+        return self._most is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are replicas, and each of them is full."""
+        most = self._most
+        return most is not None and bool(self._routable) and all(page.in_flight >= most for page in self._routable)
+
+    def apply(self, rows: Iterable[Endpoint], now: float) -> None:
         """Take over a new list of replicas. Requests under way are left alone."""
         listed = {row.replica_id: row for row in rows}
         for page in list(self._pages.values()):
@@ -112,14 +133,17 @@ class Pool(Generic[Conn]):
                 self._drop_idle(page)
                 self._forget_if_gone(page)
         for row in listed.values():
-            page = self._pages.setdefault(row.replica_id, Upstream(row))
+            page = self._pages.setdefault(row.replica_id, Upstream(row, now))
             if page.leaving or page.address != row.address:
                 page.forgive()
             if row.draining or page.address != row.address:
                 self._drop_idle(page)
+            if (page.leaving and not row.draining) or page.address != row.address:
+                page.listed_at = now
             page.removed = False
             page.address, page.weight, page.draining = row.address, row.weight, row.draining
         self._routable = tuple(self._pages[id_] for id_ in sorted(listed) if not self._pages[id_].draining)
+        self._warm_at = self._slow_start_s + max((page.listed_at for page in self._routable), default=0.0)
         self._count_ejected()
 
     def page(self, replica_id: int) -> Upstream[Conn] | None:
@@ -132,15 +156,32 @@ class Pool(Generic[Conn]):
         Those that are ejected only because they drop requests are among them when there is no other: to wait for one
         that is there would be in vain.
         """
-        if not self._ejected and not tried:
-            return self._routable
+        if not self._ejected and not tried and self._most is None:
+            return self._routable if now >= self._warm_at else self._warm_enough(self._routable, now)
         untried = self.last_resort(tried)
         usable = [page for page in untried if page.usable(now)]
+        if now < self._warm_at:
+            usable = list(self._warm_enough(usable, now))
         return usable or [page for page in untried if page.reachable(now)]
 
     def last_resort(self, tried: Collection[int]) -> Sequence[Upstream[Conn]]:
-        """Those too that are ejected: better than nothing."""
-        return [page for page in self._routable if page.replica_id not in tried]
+        """Those too that are ejected: better than nothing. But none that is full."""
+        most = self._most
+        return [
+            page for page in self._routable if page.replica_id not in tried and (most is None or page.in_flight < most)
+        ]
+
+    def _warm_enough(self, pages: Sequence[Upstream[Conn]], now: float) -> Sequence[Upstream[Conn]]:
+        """Without the new ones that have their share already: of what the busiest one has, as much as they are old."""
+        old = [page.in_flight for page in pages if now - page.listed_at >= self._slow_start_s]
+        if not old or len(old) == len(pages):
+            return pages
+        busiest, span = max(old), self._slow_start_s
+        return [
+            page
+            for page in pages
+            if now - page.listed_at >= span or page.in_flight < busiest * (now - page.listed_at) / span or not busiest
+        ]
 
     def enter(self, page: Upstream[Conn], now: float) -> None:
         """A request goes to this replica."""

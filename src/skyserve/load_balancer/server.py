@@ -111,7 +111,7 @@ class ClientConnection(asyncio.Protocol):
         if address:
             self.peer = str(address[0]).encode()
         if not self._others.admit(self):
-            self._reject(503, "too_many_connections", "too many clients are connected")
+            self._reject(503, "too_many_connections", "too many clients are connected", retry_after_s=1)
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -275,9 +275,9 @@ class ClientConnection(asyncio.Protocol):
             exchange.bad_request(bad)
             return len(data)
 
-    def _reject(self, status: int, code: str, message: str) -> None:
+    def _reject(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
         self._door.counters.responded(status)
-        self.write(error_bytes(status, code, message, connection=b"close", retry_after_s=None, with_body=True))
+        self.write(error_bytes(status, code, message, connection=b"close", retry_after_s=retry_after_s, with_body=True))
         self._linger()
 
     def _linger(self) -> None:

@@ -129,13 +129,20 @@ def _table(word: Mapping[str, object]) -> RoutingTable:
 
 def _settings(word: Mapping[str, object]) -> LoadBalancer:
     default = LoadBalancer()
-    silence = word.get("stream_timeout_seconds")
+    most = word.get("max_concurrency_per_replica")
     return LoadBalancer(
         mode=_one_of(word.get("mode", default.mode), "proxy", "redirect"),
-        stream_timeout_seconds=None if silence is None else _number(silence),
+        stream_timeout_seconds=_number_or_none(word.get("stream_timeout_seconds")),
         queue_size=_whole(word.get("queue_size", default.queue_size)),
         queue_timeout_seconds=_number(word.get("queue_timeout_seconds", default.queue_timeout_seconds)),
         retry=_one_of(word.get("retry", default.retry), "idempotent", "safe"),
+        connect_timeout_seconds=_number(word.get("connect_timeout_seconds", default.connect_timeout_seconds)),
+        first_byte_timeout_seconds=_number_or_none(word.get("first_byte_timeout_seconds")),
+        request_timeout_seconds=_number_or_none(word.get("request_timeout_seconds")),
+        max_concurrency_per_replica=None if most is None else _whole(most),
+        max_body_mib=_number_or_none(word.get("max_body_mib")),
+        slow_start_seconds=_number(word.get("slow_start_seconds", default.slow_start_seconds)),
+        session_key=str(word.get("session_key", default.session_key)),
     )
 
 
@@ -186,6 +193,10 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadWord(f"{value!r:.40} is not a number")
     return float(value)
+
+
+def _number_or_none(value: object) -> float | None:
+    return None if value is None else _number(value)
 
 
 def _one_of(value: object, *words: str) -> str:
