@@ -141,8 +141,9 @@ async def answer_ok(wire: Wire, request: Request) -> None:
 class Replica:
     """A server that runs a script for each request, and remembers what came."""
 
-    def __init__(self, id_: int, script: Script) -> None:
+    def __init__(self, id_: int, script: Script, host: str) -> None:
         self.id = id_
+        self.host = host
         self.script = script
         self.accepted = 0
         self.requests: list[Request] = []
@@ -153,14 +154,15 @@ class Replica:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> None:
-        listener = socket.create_server(("127.0.0.1", port or self.port))
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.create_server((self.host, port or self.port), family=family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
         self._server = await asyncio.start_server(self._serve, sock=listener, limit=2**20)
         self.port = listener.getsockname()[1]
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     async def stop(self) -> None:
         """Refuse from now on, and cut what is open."""
@@ -232,8 +234,8 @@ class Rig:
             await replica.stop()
         await asyncio.sleep(0.01)
 
-    async def replica(self, script: Script = answer_ok, *, listed: bool = True) -> Replica:
-        replica = Replica(len(self.replicas) + 1, script)
+    async def replica(self, script: Script = answer_ok, *, listed: bool = True, host: str = "127.0.0.1") -> Replica:
+        replica = Replica(len(self.replicas) + 1, script, host)
         await replica.start()
         self.replicas.append(replica)
         if listed:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import ssl
 import stat
 import subprocess
 import sys
@@ -194,41 +192,6 @@ def test_a_port_in_use_has_its_own_exit_code(door: Process) -> None:
     assert second.wait(10.0) == EXIT_PORT_IN_USE == 98
     assert b"Address already in use" in second.stderr.read()
     door.controller()  # the first one's socket is still there
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
-def test_it_speaks_tls(door: Process, replica: str) -> None:
-    key, certificate = door.directory / "key.pem", door.directory / "cert.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    make += [
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-    ]
-    subprocess.run(make, check=True, capture_output=True)
-    process = door.start(0, "--tls-keyfile", str(key), "--tls-certfile", str(certificate))
-    controller, _ = door.controller()
-    controller.say(encode_table(RoutingTable(1, endpoints=(Endpoint(3, replica),))))
-    context = ssl.create_default_context(cafile=str(certificate))
-    with (
-        socket.create_connection(("127.0.0.1", door.port), timeout=5.0) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as client,
-    ):
-        for _ in range(2):
-            client.sendall(GET.replace(b"Connection: close\r\n", b""))
-            answer = b""
-            while not answer.endswith(b"ok"):
-                answer += client.recv(65536)
-        client.sendall(b"nonsense\n\n")
-        assert client.recv(65536).startswith(b"HTTP/1.1 400")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(5.0) == 0
-    assert b"Traceback" not in process.stderr.read()
 
 
 def test_a_suspect_is_told_at_once(door: Process) -> None:

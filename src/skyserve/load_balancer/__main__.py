@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ from random import Random
 from skyserve.load_balancer.door import Door
 from skyserve.load_balancer.server import Server, open_listener
 from skyserve.load_balancer.sync import AdminServer, TableFile
+from skyserve.load_balancer.tls import Certificate
+from skyserve.model.service import Tls
 
 EXIT_PORT_IN_USE = 98
 """Exit code when something else listens on the port."""
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("cannot listen on %s port %d: %s", options.host, options.port, error.strerror)
         return EXIT_PORT_IN_USE if error.errno == errno.EADDRINUSE else 1
     try:
-        tls = _tls(options.tls_keyfile, options.tls_certfile)
+        tls = _certificate(options.tls_keyfile, options.tls_certfile)
     except OSError as error:  # ssl.SSLError is one
         logger.error("cannot use the TLS key and certificate: %s", error)
         listener.close()
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return runner.run(_serve(options, files, listener, tls))
 
 
-async def _serve(options: argparse.Namespace, files: int, listener: socket.socket, tls: ssl.SSLContext | None) -> int:
+async def _serve(options: argparse.Namespace, files: int, listener: socket.socket, tls: Certificate | None) -> int:
     service: str = options.service
     directory: Path = options.dir
     admin_path: Path = options.socket
@@ -108,12 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tls(keyfile: Path | None, certfile: Path | None) -> ssl.SSLContext | None:
-    if keyfile is None or certfile is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certfile, keyfile)
-    return context
+def _certificate(keyfile: Path | None, certfile: Path | None) -> Certificate | None:
+    return None if keyfile is None or certfile is None else Certificate(Tls(str(keyfile), str(certfile)))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -6,9 +6,9 @@ It knows how a client's connection is kept, and hands each request to an exchang
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 import socket
-import ssl
 import struct
 from itertools import islice
 from typing import cast
@@ -23,6 +23,7 @@ from skyserve.load_balancer.framing import (
     without_blank_lines,
 )
 from skyserve.load_balancer.headers import error_bytes
+from skyserve.load_balancer.tls import Certificate
 from skyserve.load_balancer.upstream import WRITE_BUFFER, set_options
 
 BACKLOG = 2048
@@ -35,6 +36,8 @@ OLDEST = 64
 """Connections that are looked at for an idle one when there are too many."""
 
 SWEEP_S = 0.25
+
+logger = logging.getLogger("skyserve.load_balancer")
 
 _RESET = struct.pack("ii", 1, 0)
 _POLL_GONE = getattr(select, "POLLRDHUP", 0)
@@ -358,25 +361,68 @@ class Server:
     def __init__(self, door: Door, most_clients: int = 10_000) -> None:
         self._door = door
         self._clients = Clients(most_clients)
+        self._listener: socket.socket | None = None
         self._listening: asyncio.Server | None = None
+        self._changing: asyncio.Task[None] | None = None
+        self._certificate: Certificate | None = None
+        self._table = 0
         self._stop_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.stopped: asyncio.Future[None] = self._loop.create_future()
 
-    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Serve on a bound socket."""
-        scheme = b"https" if tls else b"http"
-        self._listening = await self._loop.create_server(
-            lambda: ClientConnection(self._door, self._clients, scheme), sock=listener, backlog=BACKLOG, ssl=tls
-        )
+    async def start(self, listener: socket.socket, certificate: Certificate | None = None) -> None:
+        """Serve on a bound socket, with TLS when there is a certificate."""
+        self._listener, self._certificate = listener, certificate
+        await self._listen(listener)
         self._sweep()
 
-    def stop(self, grace_s: float) -> None:
-        """Accept nothing more; `stopped` is set when the requests under way are done, or after `grace_s`."""
+    async def _listen(self, listener: socket.socket) -> None:
+        scheme, context = (b"https", self._certificate.context) if self._certificate else (b"http", None)
+        self._listening = await self._loop.create_server(
+            lambda: ClientConnection(self._door, self._clients, scheme),
+            sock=listener.dup(),
+            backlog=BACKLOG,
+            ssl=context,
+        )
+
+    def _follow_tls(self, now: float) -> None:
+        """Use the certificate that the table names. When it cannot be used nobody is served: never without it."""
+        table, listener = self._door.table, self._listener
+        if self._certificate is not None:
+            self._certificate.refresh(now)
+        used = self._certificate.files if self._certificate else None
+        if listener is None or self._changing is not None or not table.number:
+            return
+        if table.tls == used and self._listening is not None:
+            return
         if self._listening is not None:
             self._listening.close()
             self._listening = None
+        try:
+            self._certificate = Certificate(table.tls) if table.tls else None
+        except OSError as error:
+            if table.number != self._table:
+                logger.error("the endpoint is closed: the TLS key and certificate cannot be used: %s", error)
+            self._table = table.number
+            return
+        self._changing = self._loop.create_task(self._listen(listener))
+        self._changing.add_done_callback(self._changed)
+
+    def _changed(self, changing: asyncio.Task[None]) -> None:
+        self._changing = None
+        if not changing.cancelled() and changing.exception() is not None:
+            logger.error("the endpoint is closed: %s", changing.exception())
+        if self._listener is None and self._listening is not None:  # told to stop meanwhile
+            self._listening.close()
+            self._listening = None
+
+    def stop(self, grace_s: float) -> None:
+        """Accept nothing more; `stopped` is set when the requests under way are done, or after `grace_s`."""
+        for listening in (self._listening, self._listener):
+            if listening is not None:
+                listening.close()
+        self._listening = self._listener = None
         stop_at = self._door.time() + grace_s
         self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
         self._door.stop()
@@ -387,6 +433,7 @@ class Server:
             self._timer.cancel()
         now = self._door.time()
         self._door.sweep()
+        self._follow_tls(now)
         for client in list(self._clients):
             client.check(now)
         self._find_unheard()

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 
 from skyserve.model.evidence import LoadReport
 from skyserve.model.routing import Endpoint, RoutingTable
-from skyserve.model.service import LoadBalancer
+from skyserve.model.service import LoadBalancer, Tls
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+):[0-9]{1,5}")
 
@@ -124,7 +124,12 @@ def _table(word: Mapping[str, object]) -> RoutingTable:
         settings=_settings(_mapping(word.get("settings", {}))),
         endpoints=tuple(_endpoint(_mapping(row)) for row in rows),
         closing=word.get("closing") is True,
+        tls=None if word.get("tls") is None else _tls(_mapping(word["tls"])),
     )
+
+
+def _tls(word: Mapping[str, object]) -> Tls:
+    return Tls(str(word["keyfile"]), str(word["certfile"]))
 
 
 def _settings(word: Mapping[str, object]) -> LoadBalancer:

@@ -207,7 +207,7 @@ TLS = Section(
         Field("keyfile", _PATH, "Path of the private key, PEM.", required=True),
         Field("certfile", _PATH, "Path of the certificate chain, PEM.", required=True),
     ),
-    "Will make the endpoint `https://`.",
+    "What the endpoint proves itself with; its clients then say `https://`.",
 )
 
 _NO_POOLS = Refused("belongs to pools of workers, and a service has replicas", "use `replicas` or `replica_policy`")
@@ -233,7 +233,7 @@ SERVICE = Section(
             _SERVICE.load_balancing_policy,
         ),
         Field("load_balancer", LOAD_BALANCER, "How requests are relayed; see below."),
-        Field("tls", TLS, "Key and certificate of the endpoint; refused by `up` until the endpoint can use them."),
+        Field("tls", TLS, "Key and certificate of the endpoint, which then is `https://`."),
         Field("pool", _NO_POOLS),
         Field("workers", _NO_POOLS),
     ),
