@@ -1,7 +1,8 @@
 """A small engine for tests: HTTP on $PORT, standard library only. Its manners are set by the environment.
 
-START_S: seconds before it listens. EXIT: exit at once with this code. NEVER: never listen. STUBBORN: ignore SIGTERM and
-leave a grandchild in a session of its own. UNHEALTHY: a file whose existence makes /health answer 500.
+START_S: seconds before it listens. GATE: a file that must be there before it does. EXIT: exit at once with this code.
+NEVER: never listen. STUBBORN: ignore SIGTERM and leave a grandchild in a session of its own. UNHEALTHY: a file whose
+existence makes /health answer 500.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         subprocess.Popen(["sleep", "1000"], start_new_session=True)
     time.sleep(float(os.environ.get("START_S", "0")))
+    while "GATE" in os.environ and not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.05)
     if "NEVER" in os.environ:
         signal.pause()
     server = ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)

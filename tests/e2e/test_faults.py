@@ -55,13 +55,15 @@ def test_two_ups_at_the_same_moment(sky: Sky) -> None:
 
 
 def test_ctrl_c_during_up_goes_on_in_the_background(sky: Sky) -> None:
-    process = sky.start("serve", "up", str(sky.yaml(1, START_S="3")), "-n", "chat", "-y")
+    gate = sky.home.parent / "gate"
+    process = sky.start("serve", "up", str(sky.yaml(1, GATE=str(gate))), "-n", "chat", "-y")
     with process:
         wait_for(lambda: engines(sky), why="the engine is launched")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "sky serve down chat" in err
+    gate.touch()
     wait_for(lambda: sky.ready(), why="the service starts all the same")
 
 

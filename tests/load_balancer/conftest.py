@@ -26,6 +26,7 @@ RECEIVED = 256 * 1024
 """Bytes that the kernel takes in for a replica that does not read; it would else take in more and more."""
 MAY_REPEAT = LoadBalancer(retry="idempotent")
 """What the tests begin with; those of what is not repeated say so."""
+SETTLING_TURNS = 40
 
 
 @dataclass
@@ -199,6 +200,12 @@ class Replica:
             self._tasks.discard(task)
 
 
+async def settled() -> None:
+    """Let what has been sent arrive. Turns of the loop count, not only time: a machine that is busy does fewer."""
+    for _ in range(SETTLING_TURNS):
+        await asyncio.sleep(0.001)
+
+
 class Rig:
     """A door, its replicas and its clients."""
 
@@ -276,6 +283,14 @@ class Rig:
         while not condition():
             assert time.monotonic() < deadline, "it did not happen"
             await asyncio.sleep(0.002)
+
+    async def stalled(self) -> None:
+        """Wait until the door stands still because its only client does not read."""
+        still, deadline = 0, time.monotonic() + PATIENCE_S
+        while still < SETTLING_TURNS:
+            assert time.monotonic() < deadline, "it goes on"
+            await asyncio.sleep(0.001)
+            still = still + 1 if all(client.write_paused for client in self.server._clients) else 0
 
     def busy(self) -> int:
         return sum(self.door.pool.in_flight().values())

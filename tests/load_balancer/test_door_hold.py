@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from tests.load_balancer.conftest import settled
 
 from skyserve.load_balancer import forward
 
@@ -97,7 +98,7 @@ def test_the_bodies_of_all_who_wait_are_bounded_together(rig_once, monkeypatch: 
             client = await rig.client()
             client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n" + b"x" * 2_000_000)
             await rig.until(lambda n=n: len(rig.door.hold) == n + 1)
-        await asyncio.sleep(0.1)
+        await settled()
         kept = [held._kept_size for held in rig.door.hold]
         assert kept[0] > 900_000  # alone, it may have much
         assert kept[-1] < 600_000
@@ -148,7 +149,7 @@ def test_a_client_that_leaves_takes_its_request_along(rig, phase: str, how: str)
         await rig.until(lambda: len(rig.door.hold) + rig.busy() == 1)
         if phase == "streaming":
             await client.read_head()
-        await asyncio.sleep(0.1)
+        await settled()
         if how == "close" and not large:
             client.close()
         else:
@@ -169,7 +170,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_held_upload_is_seen(rig, size: 
         client = await rig.client()
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n" + b"x" * size)
         await rig.until(lambda: len(rig.door.hold) == 1)
-        await asyncio.sleep(0.05)
+        await settled()
         client.close()
         await rig.until(lambda: len(rig.door.hold) == 0)
 

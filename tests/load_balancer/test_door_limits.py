@@ -7,6 +7,7 @@ import socket
 from dataclasses import replace
 
 import pytest
+from tests.load_balancer.conftest import settled
 
 from skyserve.load_balancer.limits import Limits
 from skyserve.load_balancer.server import Server, open_listener
@@ -15,8 +16,6 @@ from skyserve.model.routing import Endpoint, RoutingTable
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"
 LIMITS = Limits()
-SETTLED_S = 0.05
-"""Long enough for what has been sent to arrive."""
 
 
 async def never(wire, request) -> None:
@@ -56,7 +55,7 @@ def test_a_head_that_takes_too_long_is_a_408(rig) -> None:
         client = await rig.client()
         for _ in range(3):  # more bytes give no more time
             client.send(b"GET")
-            await asyncio.sleep(0.02)
+            await settled()
             rig.later(LIMITS.head_s / 2)
         answer = await client.answer()
         assert (answer.status, answer.one("connection")) == (408, b"close")
@@ -71,7 +70,7 @@ def test_what_is_sent_after_an_early_answer_is_thrown_away_for_a_while_only(rig)
         client.send(b"nonsense\n\n")
         assert (await client.answer()).status == 400
         client.send(b"x" * 1000)
-        await asyncio.sleep(SETTLED_S)
+        await settled()
         assert len(rig.server._clients) == 1
         rig.later(LIMITS.linger_s)
         await rig.until(lambda: not rig.server._clients)
@@ -86,7 +85,7 @@ def test_a_client_that_stops_reading_is_let_go(rig) -> None:
         client.send(GET)
         await client.read_head()
         client.writer.transport.pause_reading()
-        await asyncio.sleep(0.2)
+        await rig.stalled()
         rig.later(0.0)
         rig.later(LIMITS.stall_s)
         await rig.until(lambda: rig.busy() == 0)
@@ -103,7 +102,7 @@ def test_a_client_that_reads_slowly_is_not(rig) -> None:
         await client.read_head()
         for _ in range(3):
             await client.reader.readexactly(8 * 1024 * 1024)
-            await asyncio.sleep(SETTLED_S)
+            await settled()
             rig.later(LIMITS.stall_s * 0.8)
         assert rig.busy() == 1
 
@@ -125,7 +124,7 @@ def test_a_stream_without_events_is_not_a_client_that_stalls(rig) -> None:
         await client.read_head()
         for _ in range(2):
             rig.later(LIMITS.stall_s * 10)
-            await asyncio.sleep(SETTLED_S)
+            await settled()
         go.set()
         assert await client.read_chunked() == b"a"
 
@@ -140,12 +139,12 @@ def test_an_upload_that_stops_is_a_408(rig, held: bool) -> None:
         client = await rig.client()
         rig.settings(queue_timeout_seconds=10_000.0)
         client.send(POST)
-        await asyncio.sleep(SETTLED_S)
+        await settled()
         for _ in range(2):
             rig.later(LIMITS.stall_s * 0.7)
-            await asyncio.sleep(SETTLED_S)
+            await settled()
             client.send(b"d")
-            await asyncio.sleep(0.02)
+            await settled()
         assert rig.busy() + len(rig.door.hold) == 1
         rig.later(LIMITS.stall_s)
         answer = await client.answer()
@@ -164,7 +163,7 @@ def test_an_upload_on_a_connection_of_long_standing_has_its_time(rig) -> None:
             client.send(GET)
             await client.answer()
         client.send(POST)
-        await asyncio.sleep(SETTLED_S)
+        await settled()
         client.send(b"defghi")
         assert (await client.answer()).body == b"ok"
 
@@ -185,7 +184,7 @@ def test_an_answer_that_has_begun_is_not_cut_for_a_slow_upload(rig) -> None:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\nabc")
         await client.read_head()
         rig.later(LIMITS.stall_s * 2)
-        await asyncio.sleep(SETTLED_S)
+        await settled()
         go.set()
         assert await client.read_chunked() == b"a"
 
@@ -227,7 +226,7 @@ def test_a_replica_that_does_not_accept_is_passed_over(rig) -> None:
             for one in queued:
                 one.setblocking(False)
                 one.connect_ex(full.getsockname())
-            await asyncio.sleep(0.05)
+            await settled()
             alive = await rig.replica(listed=False)
             address = f"127.0.0.1:{full.getsockname()[1]}"
             rig._number += 1

@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 import pytest
+from tests.load_balancer.conftest import settled
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -157,7 +158,7 @@ def test_an_http_1_0_client_gets_what_it_understands(rig) -> None:
         assert request.one("host") == rig_address[0]
         wire.send(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
         wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-        await asyncio.sleep(0.01)
+        await settled()
         wire.send(b"1\r\n!\r\n0\r\nX: y\r\n\r\n")
 
     rig_address: list[bytes] = []
@@ -342,7 +343,7 @@ def test_large_bodies_stream_with_bounded_buffers(rig) -> None:
         assert sent < size  # somebody pushed back
         client.send(b"x" * (size - sent))
         await client.read_head()
-        await asyncio.sleep(0.2)
+        await settled()
         assert sum(seen) < size
         assert await client.reader.readexactly(size) == b"x" * size
 
@@ -366,7 +367,7 @@ def test_websocket_is_a_tunnel_with_half_close(rig) -> None:
         assert (await client.answer()).one("upgrade") == b"websocket"
         assert await client.reader.readexactly(2) == b"hi"
         client.send(b"\x81\x00GET / HTTP/1.1\n\n")
-        await asyncio.sleep(0.02)
+        await settled()
         assert rig.busy() == 1
         client.writer.write_eof()
         assert await client.reader.read() == b"you said \x81\x00GET / HTTP/1.1\n\n"
@@ -377,7 +378,7 @@ def test_websocket_is_a_tunnel_with_half_close(rig) -> None:
 def test_a_tunnel_ends_with_its_replica(rig) -> None:
     async def script(wire, request) -> None:
         wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: w\r\n\r\n")
-        await asyncio.sleep(0.02)
+        await settled()
         wire.writer.transport.abort()
 
     async def scenario(rig) -> None:
@@ -451,7 +452,7 @@ def test_an_answer_that_is_not_http_is_a_502(rig_once, answer: bytes) -> None:
 def test_a_replica_that_dies_in_the_middle_cannot_be_overlooked(rig, start: bytes, reset: bool) -> None:
     async def script(wire, request) -> None:
         wire.send(start)
-        await asyncio.sleep(0.01)
+        await settled()
         wire.writer.transport.abort() if reset else wire.close()
 
     async def scenario(rig) -> None:
@@ -468,7 +469,7 @@ def test_a_replica_that_dies_in_the_middle_cannot_be_overlooked(rig, start: byte
 def test_an_answer_without_a_length_that_is_reset_is_reset(rig) -> None:
     async def script(wire, request) -> None:
         wire.send(b"HTTP/1.1 200 OK\r\n\r\nabc")
-        await asyncio.sleep(0.02)
+        await settled()
         wire.reset()
 
     async def scenario(rig) -> None:
@@ -522,7 +523,7 @@ def test_a_connection_that_was_paused_is_fit_for_the_next_request(rig) -> None:
             client = await rig.client()
             client.send(GET)
             await client.read_head()
-            await asyncio.sleep(0.05)
+            await settled()
             assert len(await client.reader.readexactly(size)) == size
         assert replica.accepted == 1
 
@@ -587,7 +588,7 @@ def test_a_storm_of_interim_answers_passes_with_bounded_buffers(rig) -> None:
 
 def test_early_data_waits_for_the_tunnel(rig) -> None:
     async def script(wire, request) -> None:
-        await asyncio.sleep(0.02)
+        await settled()
         wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: w\r\n\r\n")
         wire.send(b"got " + await wire.reader.readexactly(5))
         await wire.reader.read()

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from tests.load_balancer.conftest import settled
 
 from skyserve.load_balancer import forward
 
@@ -150,7 +151,7 @@ def test_an_idle_connection_that_ends_is_not_used(rig) -> None:
         replica = await rig.replica()
         await rig.ask(GET)
         replica.wires[0].close()
-        await asyncio.sleep(0.02)
+        await settled()
         assert (await rig.ask(GET)).body == b"ok"
         assert rig.door.counters.retries == 0
 
@@ -226,7 +227,7 @@ def test_a_request_dropped_by_a_replica_that_lives_is_told_so_soon(rig) -> None:
         replica = await rig.replica(drop)
         asked = await dropped(rig, replica)
         rig.later(0.9)
-        await asyncio.sleep(0.05)
+        await settled()
         assert not asked.done()
         rig.later(0.1)
         answer = await asked
@@ -245,7 +246,7 @@ def test_a_request_whose_replica_died_waits_until_it_is_back(rig) -> None:
         await replica.stop()
         for _ in range(3):
             rig.later(20.0)
-            await asyncio.sleep(0.05)
+            await settled()
             assert not asked.done()
         await replica.start()
         rig.later(20.0)
@@ -262,7 +263,7 @@ def test_a_replica_that_leaves_is_no_reason_to_give_up(rig, how: str) -> None:
         asked = await dropped(rig, replica)
         rig.list(draining=(replica,) if how == "draining" else ())
         rig.later(20.0)
-        await asyncio.sleep(0.05)
+        await settled()
         assert not asked.done()
         rig.list(await rig.replica(listed=False))
         assert (await asked).body == b"ok"
@@ -309,7 +310,7 @@ def test_one_that_never_answers_on_fresh_connections_is_left_out(rig) -> None:
 def test_an_answer_that_has_begun_is_not_repeated(rig) -> None:
     async def begin(wire, request) -> None:
         wire.send(b"HTTP/1.1 2")
-        await asyncio.sleep(0.02)
+        await settled()
         wire.close()
 
     async def scenario(rig) -> None:
@@ -377,9 +378,10 @@ def test_a_slow_client_is_not_a_silent_replica(rig) -> None:
         client = await rig.client()
         client.send(GET)
         await client.read_head()
+        await rig.stalled()
         for _ in range(4):
-            await asyncio.sleep(0.05)
             rig.later(0.2)
+            await settled()
         assert len(await client.reader.readexactly(size)) == size
 
     rig(scenario)
@@ -397,7 +399,7 @@ def test_least_load_takes_turns_among_equals_and_sees_streams(rig) -> None:
         while not rig.busy():
             busy = await rig.client()
             busy.send(GET)
-            await asyncio.sleep(0.02)
+            await settled()
         before = len(replicas[0].requests)
         for _ in range(6):
             await rig.ask(GET)

@@ -106,7 +106,7 @@ class Machine:
     def allow(self, public_key: str) -> None:
         """Let a key in."""
         (self.directory / "root" / ".ssh").mkdir(mode=0o700, exist_ok=True)
-        (self.directory / "root" / ".ssh" / "authorized_keys").write_text(f"{public_key}\n")
+        _write(self.directory / "root" / ".ssh" / "authorized_keys", f"{public_key}\n")
 
     def start(self) -> None:
         """Switch it on."""
@@ -293,7 +293,7 @@ async def ssh_to(machine: Machine, home: Path, host_key: str = "", **rest: objec
     key = await client_key(home)
     machine.allow(key.public)
     known_hosts = home / "known_hosts"
-    known_hosts.write_text(f"machine {host_key or machine.host_key}\n")
+    _write(known_hosts, f"machine {host_key or machine.host_key}\n")
     login = Login(
         host="127.0.0.1",
         port=machine.port,
@@ -306,6 +306,13 @@ async def ssh_to(machine: Machine, home: Path, host_key: str = "", **rest: objec
     ssh = Ssh(replace(login, **rest), home)  # type: ignore[arg-type]
     await answering(machine)
     return ssh
+
+
+def _write(path: Path, text: str) -> None:
+    """Write what somebody may be reading, who must not see the half of it."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.write_text(text)
+    draft.replace(path)
 
 
 async def answering(machine: Machine) -> None:

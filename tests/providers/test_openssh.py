@@ -95,6 +95,24 @@ def test_a_connection_is_closed_by_its_owner_alone(machine: Machine, tmp_path: P
 
 
 @needs_machines
+def test_nothing_is_left_of_what_is_given_up_at_any_moment(machine: Machine, tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with connection(machine, tmp_path) as ssh:
+            await ssh.run("true")
+            for turns in range(20):
+                running = asyncio.create_task(ssh.run("exec sleep 1000"))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                running.cancel()
+                await asyncio.wait({running})
+                assert not [
+                    one for one in commands() if b"sleep 1000" in one and os.fsencode(sockets_of(tmp_path)) in one
+                ]
+
+    asyncio.run(scene())
+
+
+@needs_machines
 def test_output_is_streamed_as_it_comes(machine: Machine, tmp_path: Path) -> None:
     async def scene() -> None:
         async with connection(machine, tmp_path) as ssh:

@@ -152,6 +152,16 @@ class TestLaunching:
 
 
 class TestSilence:
+    def test_all_who_wait_for_a_host_hear_of_it_at_once(self, one: PoolRig) -> None:
+        async def scenario(provider: SshProvider) -> None:
+            [host] = [provider.host(spec) for spec in provider.pools()["lab"]]
+            waiting = [asyncio.create_task(host.heard()) for _ in range(3)]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+            assert all(task.done() for task in waiting)
+
+        one.run(scenario)
+
     def test_a_silent_host_keeps_its_replicas_and_hides_no_others(self, two: PoolRig) -> None:
         async def scenario(provider: SshProvider) -> None:
             await asyncio.gather(*(provider.launch(two.order(replica_id=number)) for number in (1, 2)))

@@ -9,7 +9,7 @@ import pytest
 
 from skyserve.model.service import LoadBalancer
 from skyserve.sim.arrivals import Flow, Flows, Lengths, Poisson, Recorded, usual_lengths
-from skyserve.sim.load import Durations, Speed, Traffic
+from skyserve.sim.load import Durations, Speed, Traffic, requests_per_replica
 
 BEGIN = 1_700_000_000.0
 ONE_TOKEN_A_SECOND = Speed(prefill_tokens_per_s=1e9, decode_tokens_per_s=1.0, concurrency=1)
@@ -196,3 +196,9 @@ def test_the_usual_lengths_are_those_of_conversations():
 
 def test_work_takes_some_time_even_without_tokens():
     assert Speed().seconds([0.0, 800.0], [0.0, 6.0]) == [0.001, pytest.approx(0.2)]
+
+
+def test_what_a_replica_can_do():
+    assert requests_per_replica(Poisson(1.0, LENGTHS), Speed(1e9, 2.0, 8)) == pytest.approx(8 / 5)
+    nobody = Flows("test", ((),), 600.0, LENGTHS)
+    assert requests_per_replica(nobody, Speed()) == 0.0

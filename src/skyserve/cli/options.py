@@ -12,8 +12,8 @@ from skyserve.cli.session import Session
 F = TypeVar("F", bound=Callable[..., object])
 
 
-class LaunchFlags(TypedDict):
-    """What may be set over the Service YAML; None and empty mean: as the YAML says. `dryrun` stops after the plan."""
+class OverrideFlags(TypedDict):
+    """What may be set over the Service YAML; None and empty mean: as the YAML says."""
 
     workdir: str | None
     git_url: str | None
@@ -38,6 +38,11 @@ class LaunchFlags(TypedDict):
     gpus: str | None
     instance_type: str | None
     ports: tuple[str, ...]
+
+
+class LaunchFlags(OverrideFlags):
+    """The flags over the YAML; `dryrun` stops after the plan."""
+
     dryrun: bool
 
 
@@ -51,7 +56,7 @@ class RunFlags(LaunchFlags):
 
 _FILE = click.Path(exists=True, dir_okay=False)
 
-_LAUNCH_OPTIONS = (
+_OVERRIDE_OPTIONS = (
     click.option("--workdir", metavar="DIR", help="Directory that is copied to every replica."),
     click.option("--git-url", metavar="URL", help="Git repository to take in place of a workdir."),
     click.option("--git-ref", metavar="REF", help="Branch, tag or commit of --git-url."),
@@ -84,6 +89,10 @@ _LAUNCH_OPTIONS = (
     click.option("--gpus", metavar="NAME[:COUNT]", help="Accelerators for each replica, such as `L4:1`."),
     click.option("--instance-type", "-t", metavar="TYPE", help="Instance type for each replica."),
     click.option("--ports", multiple=True, metavar="PORT", help="Port on which each replica listens."),
+)
+
+_LAUNCH_OPTIONS = (
+    *_OVERRIDE_OPTIONS,
     click.option("--dryrun", is_flag=True, help="Show the plan and stop."),
 )
 
@@ -109,8 +118,15 @@ output_option = click.option(
 )
 
 
+def override_options(command: F) -> F:
+    """Add what may be set over a YAML; the command receives it as `**flags`, an OverrideFlags."""
+    for option in reversed((*_OVERRIDE_OPTIONS, output_option)):
+        command = option(command)
+    return command
+
+
 def launch_options(command: F) -> F:
-    """Add what may be set over a YAML; the command receives it as `**flags`, a LaunchFlags."""
+    """Add that, and a dry run; the command receives it as `**flags`, a LaunchFlags."""
     for option in reversed((*_LAUNCH_OPTIONS, output_option)):
         command = option(command)
     return command

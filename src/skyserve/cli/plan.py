@@ -10,7 +10,7 @@ from skyserve.cli import daemon, estimate, tables
 from skyserve.cli.client import ControlClient, PlanAnswer
 from skyserve.cli.environment import assignments
 from skyserve.cli.estimate import Estimate
-from skyserve.cli.options import LaunchFlags
+from skyserve.cli.options import OverrideFlags
 from skyserve.cli.session import Session
 from skyserve.errors import Infeasible, SpecError
 from skyserve.model.service import ServiceSpec, Tls
@@ -25,7 +25,7 @@ NO_KEY = bytes(32)
 
 
 def load(
-    session: Session, path: str, name: str | None, flags: LaunchFlags, *, key: bytes | None = None
+    session: Session, path: str, name: str | None, flags: OverrideFlags, *, key: bytes | None = None
 ) -> LoadedService:
     """Read the Service YAML under the flags. `key` stands in for the one that this installation keeps for secrets.
 
@@ -114,7 +114,7 @@ def show(session: Session, spec: ServiceSpec, plan: Estimate) -> None:
         session.screen.warn(warning)
 
 
-def overrides(session: Session, name: str | None, flags: LaunchFlags) -> Overrides:
+def overrides(session: Session, name: str | None, flags: OverrideFlags) -> Overrides:
     """What the flags say over the Service YAML. Raises UsageError for a variable that is not set."""
     from skyserve.spec.overrides import Overrides
 

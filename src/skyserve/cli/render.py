@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from skyserve.model.codec import JsonValue
 
+_BAR_WIDTH = 30
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
@@ -50,6 +51,12 @@ def table_lines(
         return "  ".join(padded)
 
     return [line(headers, lambda _: "bold"), *(line(row, status_style) for row in cells)]
+
+
+def bar_text(done: float) -> str:
+    """A bar for a share between 0 and 1, with the share in words."""
+    full = int(min(1.0, max(0.0, done)) * _BAR_WIDTH)
+    return f"{'━' * full}{'╌' * (_BAR_WIDTH - full)} {done:4.0%}"
 
 
 def _without(at: int, row: Sequence[str]) -> Sequence[str]:
@@ -212,6 +219,23 @@ class Screen:
             return
         with self._live(self._stderr) as live:
             yield Progress(self, live)
+
+    @contextmanager
+    def bar(self) -> Iterator[Callable[[float, str], None]]:
+        """Yield a function that shows on stderr how much is done, 0 to 1, of what: a bar that grows on a terminal, a
+        line for each new text elsewhere."""
+        if not self._stderr.isatty() or self._environ.get("TERM") == "dumb":
+            told = [""]
+
+            def tell(done: float, text: str) -> None:
+                if text != told[0]:
+                    told[0] = text
+                    self.say(text)
+
+            yield tell
+            return
+        with self._live(self._stderr) as live:
+            yield lambda done, text: self.redraw(live, [f"{bar_text(done)} {text}"], [None])
 
     @contextmanager
     def repainted(self) -> Iterator[Callable[[Sequence[str]], None]]:

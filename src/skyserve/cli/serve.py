@@ -20,6 +20,7 @@ class _Serve(LazyGroup):
         "why": "skyserve.cli.why:why",
         "down": "skyserve.cli.down:down",
         "validate": "skyserve.cli.validate:validate",
+        "simulate": "skyserve.cli.simulate:simulate",
         "schema": "skyserve.cli.validate:schema",
     }
 

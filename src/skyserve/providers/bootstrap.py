@@ -157,11 +157,13 @@ class Log:
         self._open()
 
     def write(self, data: bytes) -> None:
-        """Append output, to a fresh file when the current one is full."""
+        """Append output, to a fresh file when the current one is full, be it within what came at once."""
         try:
-            if self._size and self._size + len(data) > self._limit:
-                self._rotate()
-            self._size += os.write(2, data)
+            for start in range(0, len(data), self._limit):
+                piece = data[start : start + self._limit]
+                if self._size and self._size + len(piece) > self._limit:
+                    self._rotate()
+                self._size += os.write(2, piece)
         except OSError:
             return
         self._mid_line = not data.endswith(b"\n")
@@ -237,8 +239,8 @@ class Supervisor:
         phase, code = "setup", self._setup()
         if code == 0 and not self._stop_asked:
             phase = "run"
-            self._status.update(phase="run", run_started_at=time.time())
-            code = self._command(self._bash("run", self._order["run"]), self._order["env"])
+            run = self._bash("run", self._order["run"])
+            code = self._command(run, self._order["env"], phase="run", run_started_at=time.time())
         asked = self._stop_asked
         self._log.say("stopped" if asked else f"{phase} ended with exit code {code}")
         self._status.update(
@@ -294,8 +296,11 @@ class Supervisor:
             file.write(f"{script}\n")
         return ["bash", path]
 
-    def _command(self, argv: list[str], env: dict[str, str]) -> int | None:
-        """Run a command to its end, or until a stop is asked, and end all that it left behind; its exit code."""
+    def _command(self, argv: list[str], env: dict[str, str], **facts: object) -> int | None:
+        """Run a command to its end, or until a stop is asked, and end all that it left behind; its exit code.
+
+        `facts` are for the status once it runs: whoever reads them finds its process there too.
+        """
 
         def become() -> NoReturn:
             os.setsid()
@@ -305,7 +310,7 @@ class Supervisor:
             os.execvpe(argv[0], argv, env)
 
         self._start(become)
-        self._status.update(group=self._child)
+        self._status.update(group=self._child, **facts)
         self._await_child()
         self._end_everything()
         return self._code

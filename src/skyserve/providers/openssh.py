@@ -19,6 +19,7 @@ import uuid
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -133,9 +134,11 @@ class Ssh:
         """Close the shared connection. Fine when there is none, and at any time: the next command makes another."""
         if self._socket.exists():
             client = await _Client.start(["ssh", "-O", "exit", *self._options(), "--", self.login.host])
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(client.finish(), _END_PATIENCE_S)
-            await client.end()
+            try:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(client.finish(), _END_PATIENCE_S)
+            finally:
+                await client.end()
 
     async def _run(self, command: str, feed: Feed, timeout_s: float, *, again: bool = True) -> bytes:
         """Run a command on the shared connection; once more when that was closed below it without a word, as it is when
@@ -335,21 +338,25 @@ class _Client:
 
     @classmethod
     async def start(cls, argv: Sequence[str]) -> _Client:
-        """Raises ProviderUnavailable when there is no OpenSSH."""
-        pipes = [os.pipe(), os.pipe(), os.pipe()]
-        (stdin, stdin_in), (out, out_in), (told, told_in) = pipes
-        try:
-            process = await asyncio.create_subprocess_exec(*argv, stdin=stdin, stdout=out_in, stderr=told_in)
-        except OSError as error:
-            for fd in (stdin_in, out, told):
-                os.close(fd)
-            raise _not_there(argv[0], error) from error
-        finally:
-            for fd in (stdin, out_in, told_in):
-                os.close(fd)
-        client = cls(process, stdin_in)
-        await client._listen(out, client.out)
-        await client._listen(told, client._told)
+        """Raises ProviderUnavailable when there is no OpenSSH. Nothing is left of one that is given up meanwhile."""
+        (stdin, stdin_in), (out_fd, out_in), (told_fd, told_in) = os.pipe(), os.pipe(), os.pipe()
+        async with contextlib.AsyncExitStack() as undo:
+            out, told = (undo.enter_context(os.fdopen(fd, "rb", buffering=0)) for fd in (out_fd, told_fd))
+            stdin_end = undo.enter_context(contextlib.ExitStack())
+            stdin_end.callback(os.close, stdin_in)
+            try:
+                process = await asyncio.create_subprocess_exec(*argv, stdin=stdin, stdout=out_in, stderr=told_in)
+            except OSError as error:
+                raise _not_there(argv[0], error) from error
+            finally:
+                for fd in (stdin, out_in, told_in):
+                    os.close(fd)
+            stdin_end.pop_all()
+            client = cls(process, stdin_in)
+            undo.push_async_callback(client.end)
+            await client._listen(out, client.out)
+            await client._listen(told, client._told)
+            undo.pop_all()
         return client
 
     @property
@@ -388,8 +395,7 @@ class _Client:
             pipe.close()
         await self._process.wait()
 
-    async def _listen(self, fd: int, reader: asyncio.StreamReader) -> None:
-        pipe = os.fdopen(fd, "rb", buffering=0)
+    async def _listen(self, pipe: FileIO, reader: asyncio.StreamReader) -> None:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), pipe
         )

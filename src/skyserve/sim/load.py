@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import islice
 from random import Random
 
 from skyserve.model.evidence import LoadReport
@@ -323,3 +324,13 @@ class Traffic:
     def _in_flight(self) -> Iterator[tuple[int, int]]:
         for replica_id, slot in self._slot_of.items():
             yield replica_id, (self._loads[slot] & ~_CLOSED) >> 40
+
+
+def requests_per_replica(requests: Requests, speed: Speed) -> float:
+    """How many of these requests a second one replica of relative speed 1 can do, if it is never idle."""
+    seconds: list[float] = []
+    for _, prompt, answer in islice(requests.batches(Random(0)), 50):
+        seconds += speed.seconds(prompt, answer)
+        if len(seconds) >= 1000:
+            break
+    return speed.concurrency * len(seconds) / sum(seconds) if seconds else 0.0

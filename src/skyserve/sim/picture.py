@@ -116,7 +116,7 @@ def _fill(figure: Figure, runs: Sequence[Run], title: str) -> None:
     for axes in (axes for row in grid for axes in row[:1]):
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    columns = len(handles) if len(handles) <= 7 else 6
+    columns = len(handles) if len(handles) <= 7 else 5
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
 
 

@@ -50,11 +50,11 @@ def load_trace(path: Path, describe: Describe = lambda offering: offering) -> Ma
 def _read(path: Path) -> Mapping[str, object]:
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-        content = json.loads(text)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}", hint=_HINT) from error
-    except (ValueError, EOFError, zlib.error, RecursionError) as error:
+    try:
+        content = json.loads((gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode())
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
         raise UsageError(f"{path}: is not JSON, gzipped or not: {error}", hint=_HINT) from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: is not a JSON object", hint=_HINT)

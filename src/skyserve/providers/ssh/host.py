@@ -307,14 +307,14 @@ class SshHost:
             self._tell()
 
     def _tell(self) -> None:
-        self._news.set()
+        news, self._news = self._news, asyncio.Event()
+        news.set()  # all who wait hear of it, whoever began later
         self._changed()
 
     async def _until(self, true: Callable[[], bool], patience_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while not true():
-                    self._news = asyncio.Event()
                     await self._news.wait()
 
     async def _install(self) -> None:
