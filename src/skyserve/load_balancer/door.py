@@ -63,6 +63,7 @@ class Door:
         self.knocks = Knocks(self.pool, time, lambda: self.settings.connect_timeout_seconds)
         self.hold: Hold[Waiting] = Hold(self._news)
         self.counters = Counters(time())
+        self.heard_at = time()
         self.stopping = False
         self.body_limit: float = _bytes(self.settings.max_body_mib)
         self._policy: Policy = LeastLoad()
@@ -74,6 +75,7 @@ class Door:
 
     def apply(self, table: RoutingTable) -> bool:
         """Obey `table` from now on. False, and nothing changes, when one as new is in force."""
+        self.heard_at = self.time()
         if table.number <= self.table.number:
             return False
         if (table.policy, table.settings.session_key) != (self.table.policy, self.settings.session_key):

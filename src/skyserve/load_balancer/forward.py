@@ -156,7 +156,9 @@ class Exchange:
         """Answer with an error of our own; nothing of another answer may have been sent."""
         self._leave(reuse=False)
         keep = self._keep()
-        self._door.counters.responded(status)
+        counters = self._door.counters
+        counters.responded(status)
+        counters.whole.observe(self._door.time() - self._started_at)
         connection = self._connection_word(keep=keep)
         self._client.write(
             error_bytes(
@@ -186,6 +188,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client has left: so does the request, wherever it is."""
+        self._door.counters.clients_gone += 1
         self._leave(reuse=False)
 
     def client_eof(self) -> None:
@@ -355,6 +358,7 @@ class Exchange:
 
     def _pass_on(self, piece: bytes) -> None:
         self._kept_size += len(piece)
+        self._door.counters.bytes_in += len(piece)
         if self._kept is not None:
             self._kept.append(piece)
             if self._connection is not None and self._kept_size > KEPT_LIMIT:
@@ -455,7 +459,8 @@ class Exchange:
         if head is None:
             return
         if self._page is not None:
-            self._door.pool.answered(self._page, self._door.time() - self._sent_at)
+            self._door.pool.answered(self._page, self._active_at - self._sent_at)
+        self._door.counters.first_byte.observe(self._active_at - self._started_at)
         self._kept = None
         if head.status == 101:
             self._open_tunnel(head, rest)
@@ -477,6 +482,7 @@ class Exchange:
                 self._client.write(prefix)
             self._cut()
             return
+        self._door.counters.bytes_out += len(payload)
         if prefix or payload:
             self._client.write(prefix + payload if prefix else payload)
         if answer.done and answer.head is not None:
@@ -511,10 +517,12 @@ class Exchange:
         return b"" if self._head.minor else b"keep-alive"
 
     def _complete(self, head: ResponseHead, *, reuse: bool) -> None:
+        self._door.counters.whole.observe(self._active_at - self._started_at)
         self._leave(reuse=reuse and self.body.done and head.keep_alive)
         self._client.over(keep=self._stays)
 
     def _cut(self) -> None:
+        self._door.counters.cuts += 1
         self._leave(reuse=False)
         self._client.cut(reset=self._answer.ends_clients_connection)
 

@@ -104,6 +104,7 @@ class Pool(Generic[Conn]):
         self._pages: dict[int, Upstream[Conn]] = {}
         self._routable: tuple[Upstream[Conn], ...] = ()
         self._ejected = 0
+        self.ejections = 0
         self._most: int | None = None
         self._slow_start_s = 0.0
         self._warm_at = 0.0
@@ -145,6 +146,10 @@ class Pool(Generic[Conn]):
         self._routable = tuple(self._pages[id_] for id_ in sorted(listed) if not self._pages[id_].draining)
         self._warm_at = self._slow_start_s + max((page.listed_at for page in self._routable), default=0.0)
         self._count_ejected()
+
+    def pages(self) -> Collection[Upstream[Conn]]:
+        """The pages of all replicas that are listed, or still have requests."""
+        return self._pages.values()
 
     def page(self, replica_id: int) -> Upstream[Conn] | None:
         """The page of a replica that is listed, or still has requests."""
@@ -274,6 +279,7 @@ class Pool(Generic[Conn]):
             return
         page.ejection_s = min(EJECTION_MAX_S, page.ejection_s * 2 or EJECTION_S)
         page.ejected_until = now + page.ejection_s
+        self.ejections += 1
         self._drop_idle(page)
         self._count_ejected()
 

@@ -368,6 +368,7 @@ class Server:
         self._table = 0
         self._stop_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0
         self._loop = asyncio.get_running_loop()
         self.stopped: asyncio.Future[None] = self._loop.create_future()
 
@@ -432,6 +433,8 @@ class Server:
         if self._timer is not None:
             self._timer.cancel()
         now = self._door.time()
+        if 0.0 < self._due_at <= self._loop.time():
+            self._door.counters.lag.observe(self._loop.time() - self._due_at)
         self._door.sweep()
         self._follow_tls(now)
         for client in list(self._clients):
@@ -439,7 +442,8 @@ class Server:
         self._find_unheard()
         if self._stop_at is not None and self._finish(now, self._stop_at):
             return
-        self._timer = self._loop.call_later(SWEEP_S if self._stop_at is None else SWEEP_S / 5, self._sweep)
+        self._due_at = self._loop.time() + (SWEEP_S if self._stop_at is None else SWEEP_S / 5)
+        self._timer = self._loop.call_at(self._due_at, self._sweep)
 
     def _find_unheard(self) -> None:
         silent = {fd: client for client in self._clients if (fd := client.unheard) is not None}

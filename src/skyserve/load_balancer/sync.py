@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from skyserve.load_balancer import wire
+from skyserve.load_balancer import metrics, wire
 from skyserve.load_balancer.door import Door
 from skyserve.model.routing import RoutingTable
 
@@ -26,6 +26,12 @@ LINE_LIMIT = 8 * 1024 * 1024
 
 UNREAD_LIMIT = 1024 * 1024
 """Bytes of reports that may wait for a controller that does not read before it is dropped."""
+
+SCRAPE_LIMIT = 16 * 1024
+"""Bytes of a request for metrics."""
+
+GREETING_S = 0.1
+"""Who has said nothing for so long is no HTTP client and is greeted."""
 
 logger = logging.getLogger("skyserve.load_balancer")
 
@@ -119,6 +125,10 @@ class AdminServer:
         else:
             self.report_soon()
 
+    def metrics(self) -> str:
+        """The numbers for operators."""
+        return metrics.text(self._door)
+
     def report_soon(self) -> None:
         """Report before the loop turns again; any number of calls make one report."""
         if self._soon is None:
@@ -139,20 +149,26 @@ class AdminServer:
 class AdminConnection(asyncio.Protocol):
     """One controller, or one curious operator."""
 
-    __slots__ = ("_admin", "_buffer", "transport")
+    __slots__ = ("_admin", "_buffer", "_greeting", "transport")
 
     def __init__(self, admin: AdminServer) -> None:
         self._admin = admin
         self._buffer = bytearray()
+        self._greeting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
         self.transport = cast(asyncio.Transport, transport)
-        self._admin.joined(self)
+        self._greeting = asyncio.get_running_loop().call_later(GREETING_S, self._greet)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         self._buffer += data
+        if self._greeting is not None:
+            if self._buffer.startswith(b"GET "):
+                self._show_metrics()
+                return
+            self._greet()
         *lines, rest = self._buffer.split(b"\n")
         self._buffer = rest
         try:
@@ -167,7 +183,31 @@ class AdminConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
+        if self._greeting is not None:
+            self._greeting.cancel()
         self._admin.left(self)
+
+    def _greet(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
+            self._greeting = None
+            self._admin.joined(self)
+
+    def _show_metrics(self) -> None:
+        """Answer one HTTP request, for whoever scrapes; it gets nothing else."""
+        if self._greeting is not None:
+            self._greeting.cancel()
+        if b"\r\n\r\n" not in self._buffer:
+            if len(self._buffer) > SCRAPE_LIMIT:
+                self.transport.abort()
+            return
+        found = self._buffer.split(b" ", 2)[1] == b"/metrics"
+        body = self._admin.metrics().encode() if found else b"there is /metrics\n"
+        status = b"200 OK" if found else b"404 Not Found"
+        kind = metrics.CONTENT_TYPE.encode() if found else b"text/plain"
+        head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        self.transport.write(head % (status, kind, len(body)) + body)
+        self.transport.close()
 
     def say(self, line: bytes) -> None:
         """Send one line, unless the other end has stopped reading."""
