@@ -66,8 +66,16 @@ class Answer:
 
     def head_bytes(self, head: ResponseHead, connection: bytes) -> bytes:
         """The head for the client; `connection` is our own word on it."""
+        if self._decoding is not None and head.plain is not None:
+            return self._old_head_bytes(head.plain, connection)
         coding = None if head.status == 204 or self._decoding is not None else head.coding
         return response_bytes(head, connection=connection, coding=coding)
+
+    def _old_head_bytes(self, plain: bytes, connection: bytes) -> bytes:
+        """A plain head of chunks, for a client that gets the body without them."""
+        line, *lines = plain[:-4].split(b"\r\n")
+        lines = [one for one in lines if one.partition(b":")[0].lower() != b"transfer-encoding"]
+        return b"\r\n".join([line, *lines, b"Connection: %b" % connection, b"", b""])
 
     def relay(self, data: bytes) -> bytes:
         """Take in bytes of the body: what the client gets. Raises BadMessage."""
