@@ -6,6 +6,7 @@ Bytes in, bytes out. It knows HTTP's answers, and must not know connections, rep
 from __future__ import annotations
 
 from skyserve.load_balancer.framing import (
+    HEAD_LIMIT,
     Body,
     ChunkedBody,
     RequestHead,
@@ -16,6 +17,19 @@ from skyserve.load_balancer.framing import (
     response_body,
 )
 from skyserve.load_balancer.headers import response_bytes
+
+
+def whole_answer(data: bytes, request: RequestHead) -> ResponseHead | None:
+    """The head of an answer that is here from its first byte to its last and can be passed on as it is; None for any
+    other. Raises BadMessage."""
+    end = data.find(b"\r\n\r\n") + 4
+    if not 4 <= end <= HEAD_LIMIT or not data.startswith(b"HTTP/1.1 2"):
+        return None
+    if not request.minor or request.method == b"HEAD":
+        return None
+    head = parse_response_head(data[:end])
+    length = head.length
+    return head if head.plain is not None and length is not None and len(data) == end + length else None
 
 
 class Answer:

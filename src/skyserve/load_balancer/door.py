@@ -49,7 +49,7 @@ class Waiting(Protocol):
 
 class Door:
     """The shared state. `time` is a monotonic clock in seconds; `on_news` is called when the controller should hear
-    of something at once, and may be set later."""
+    of something at once, and may be set later. `refusing`: the service closes, or this process does."""
 
     def __init__(self, boot: str, time: Callable[[], float], rng: Random, limits: Limits = DEFAULT_LIMITS) -> None:
         self.boot = boot
@@ -64,14 +64,10 @@ class Door:
         self.hold: Hold[Waiting] = Hold(self._news)
         self.counters = Counters(time())
         self.heard_at = time()
-        self.stopping = False
+        self.refusing = False
+        self._stopping = False
         self.body_limit: float = _bytes(self.settings.max_body_mib)
         self._policy: Policy = LeastLoad()
-
-    @property
-    def refusing(self) -> bool:
-        """No new requests: the service closes, or this process does."""
-        return self.stopping or self.table.closing
 
     def apply(self, table: RoutingTable) -> bool:
         """Obey `table` from now on. False, and nothing changes, when one as new is in force."""
@@ -84,6 +80,7 @@ class Door:
         self.body_limit = _bytes(table.settings.max_body_mib)
         self.pool.limit(table.settings.max_concurrency_per_replica, table.settings.slow_start_seconds)
         self.pool.apply(table.endpoints, self.time())
+        self.refusing = self._stopping or table.closing
         if self.refusing:
             self.give_up_held()
         else:
@@ -93,7 +90,7 @@ class Door:
 
     def stop(self) -> None:
         """Take no new requests; those that wait are told so."""
-        self.stopping = True
+        self.refusing = self._stopping = True
         self.give_up_held()
         self.knocks.stop()
         self.pool.close_idle()

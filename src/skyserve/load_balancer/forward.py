@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from skyserve.load_balancer.answer import Answer
+from skyserve.load_balancer.answer import Answer, whole_answer
 from skyserve.load_balancer.door import Door, Page
 from skyserve.load_balancer.framing import BadMessage, Body, RequestHead, ResponseHead, UntilCloseBody, request_body
-from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes
+from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes, response_bytes
 from skyserve.load_balancer.pool import IDLE_LIMIT_S
 from skyserve.load_balancer.upstream import UpstreamConnection, connect
 
@@ -45,6 +45,7 @@ class Client(Protocol):
 
     peer: bytes
     scheme: bytes
+    read_paused: bool
     write_paused: bool
 
     def write(self, data: bytes) -> None:
@@ -309,8 +310,9 @@ class Exchange:
         door.pool.enter(page, now)
         if self._tried:
             door.counters.retried()
-        once_only = not self._repeatable or (self._head.length or 0) > KEPT_LIMIT
-        connection = door.pool.take_idle(page, now, YOUNG_S if once_only else IDLE_LIMIT_S)
+        connection = door.pool.take_idle(page, now, YOUNG_S)
+        if connection is None and page.idle and self._repeatable and (self._head.length or 0) <= KEPT_LIMIT:
+            connection = door.pool.take_idle(page, now, IDLE_LIMIT_S)
         if connection is not None:
             connection.reused = True
             self._send(connection)
@@ -354,7 +356,8 @@ class Exchange:
         connection.transport.write(b"".join((head, *(self._kept or ()))))
         if client.write_paused:
             connection.set_reading(wanted=False)
-        client.update_reading()
+        if client.read_paused or connection.write_paused:
+            client.update_reading()
 
     def _pass_on(self, piece: bytes) -> None:
         self._kept_size += len(piece)
@@ -366,7 +369,7 @@ class Exchange:
         if self._connection is not None:
             self._active_at = self._door.time()
             self._connection.transport.write(piece)
-        elif self.choked:
+        elif self._kept_size > HELD_BODY_LIMIT and self.choked:
             self._client.update_reading()
 
     def _try_another(self, page: Page) -> None:
@@ -394,7 +397,8 @@ class Exchange:
             self._relay(b"", data)
         else:
             try:
-                self._read_head(data)
+                if self._answer.begun or not self._pass_whole(data):
+                    self._read_head(data)
             except BadMessage as bad:
                 self.fail(502, "bad_gateway", f"the replica's answer is not HTTP: {bad}")
 
@@ -450,6 +454,27 @@ class Exchange:
     def _fail_unanswered(self, more: str = "") -> None:
         who = "the replica" if len(self._sent_to) < 2 else f"each of {len(self._sent_to)} replicas"
         self.fail(502, "bad_gateway", f"{who} closed the connection without an answer{more}", retry_after_s=1)
+
+    def _pass_whole(self, data: bytes) -> bool:
+        """Pass on a plain answer that came all at once, as the short ones do; False when it is another one.
+        Raises BadMessage."""
+        head = whole_answer(data, self._head)
+        if head is None or self._page is None:
+            return False
+        self._answer.begun, self._answer.head = True, head
+        counters, stays = self._door.counters, self._keep()
+        counters.responded(head.status)
+        counters.bytes_out += head.length or 0
+        took_s = self._active_at - self._started_at
+        counters.first_byte.observe(took_s)
+        counters.whole.observe(took_s)
+        self._door.pool.answered(self._page, self._active_at - self._sent_at)
+        if not stays:
+            data = response_bytes(head, connection=b"close", coding=None) + data[len(head.plain or b"") :]
+        self._client.write(data)
+        self._leave(reuse=self.body.done)
+        self._client.over(keep=stays)
+        return True
 
     def _read_head(self, data: bytes) -> None:
         interim, rest = self._answer.read_head(data)

@@ -71,8 +71,8 @@ class RequestHead:
     """A request head, understood.
 
     `fields` are the lines of the end-to-end fields as they came, each behind a line end; `special` holds, by lower-case
-    name, the values of those that the door itself has to read or write. `length` is None when the body is chunked. `target` is
-    in origin form (or `*`).
+    name, the values of those that the door itself has to read or write. `length` is None when the body is chunked.
+    `target` is in origin form (or `*`). It is not to be changed: the next request on its connection may have it again.
     """
 
     method: bytes

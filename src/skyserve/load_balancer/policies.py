@@ -73,7 +73,17 @@ class LeastLoad:
 
     def pick(self, request: RequestHead, endpoints: Sequence[C], rng: Random) -> C:
         """See Policy."""
-        chosen = _least([endpoint.in_flight for endpoint in endpoints], endpoints, self._last)
+        last, least = self._last, endpoints[0]
+        load = least.in_flight
+        turn = least if least.replica_id > last else None
+        for endpoint in endpoints:
+            other = endpoint.in_flight
+            if other < load:
+                least, load = endpoint, other
+                turn = endpoint if endpoint.replica_id > last else None
+            elif turn is None and other == load and endpoint.replica_id > last:
+                turn = endpoint
+        chosen = turn or least
         self._last = chosen.replica_id
         return chosen
 

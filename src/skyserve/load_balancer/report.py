@@ -68,7 +68,8 @@ class Counters:
     def arrived(self, now: float) -> None:
         """A request has come."""
         self.requests_total += 1
-        self._slide(now)
+        if int(now - self._started_at) != self._last:
+            self._slide(now)
         self._buckets[self._last % len(self._buckets)] += 1
 
     def responded(self, status: int) -> None:

@@ -17,6 +17,7 @@ from skyserve.load_balancer.door import Door
 from skyserve.load_balancer.forward import Exchange
 from skyserve.load_balancer.framing import (
     BadMessage,
+    RequestHead,
     check_request_start,
     head_end,
     parse_request_head,
@@ -31,6 +32,9 @@ BACKLOG = 2048
 
 AHEAD_LIMIT = 64 * 1024
 """Bytes of following requests that are read while one is answered."""
+
+REMEMBERED = 2048
+"""Bytes of a request head that are remembered for the next one on the same connection."""
 
 OLDEST = 64
 """Connections that are looked at for an idle one when there are too many."""
@@ -73,8 +77,9 @@ class ClientConnection(asyncio.Protocol):
         "_door",
         "_head_started",
         "_heard_at",
+        "_last_block",
+        "_last_head",
         "_others",
-        "_paused",
         "_scanned",
         "_serving",
         "_transport",
@@ -82,6 +87,7 @@ class ClientConnection(asyncio.Protocol):
         "_unsent_at",
         "exchange",
         "peer",
+        "read_paused",
         "scheme",
         "write_paused",
     )
@@ -95,10 +101,12 @@ class ClientConnection(asyncio.Protocol):
         self.write_paused = False
         self._ahead = b""
         self._scanned = 0
+        self._last_block = b""
+        self._last_head: RequestHead | None = None
         self._head_started = False
         self._serving = False
         self._closing = False
-        self._paused = False
+        self.read_paused = False
         self._heard_at = door.time()
         self._deadline_at = self._heard_at + door.limits.idle_s
         self._unsent = 0
@@ -213,9 +221,9 @@ class ClientConnection(asyncio.Protocol):
             pause = self.write_paused and not self._closing
         else:
             pause = exchange.choked or len(self._ahead) > AHEAD_LIMIT
-        if pause == self._paused or self._transport.is_closing():
+        if pause == self.read_paused or self._transport.is_closing():
             return
-        self._paused = pause
+        self.read_paused = pause
         if pause:
             self._transport.pause_reading()
         else:
@@ -230,7 +238,7 @@ class ClientConnection(asyncio.Protocol):
         while self._ahead and self._free() and self._next_request():
             pass
         self._serving = False
-        if self._paused or self.write_paused:
+        if self.read_paused or self.write_paused:
             self.update_reading()
 
     def _free(self) -> bool:
@@ -246,7 +254,7 @@ class ClientConnection(asyncio.Protocol):
             if end < 0:
                 self._ahead = data
                 return self._incomplete(data)
-            head = parse_request_head(data[:end])
+            head = self._read_head(data[:end])
         except BadMessage as bad:
             self._reject(bad.status, _ERROR_CODES.get(bad.status, "bad_request"), str(bad))
             return False
@@ -261,6 +269,15 @@ class ClientConnection(asyncio.Protocol):
             self._ahead = data[end:]
             exchange.start()
         return True
+
+    def _read_head(self, block: bytes) -> RequestHead:
+        """Understand a head; one like the last, as most clients send, has been understood. Raises BadMessage."""
+        if block == self._last_block and self._last_head is not None:
+            return self._last_head
+        head = parse_request_head(block)
+        if len(block) <= REMEMBERED:
+            self._last_block, self._last_head = block, head
+        return head
 
     def _incomplete(self, data: bytes) -> bool:
         if data:
@@ -289,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
         self._ahead = b""
         self._deadline_at = self._door.time() + self._door.limits.linger_s
         self.half_close()
-        if self._paused:
+        if self.read_paused:
             self.update_reading()
 
     def _vanish(self) -> None:
@@ -330,14 +347,14 @@ class ClientConnection(asyncio.Protocol):
 
     def _sends_nothing(self, exchange: Exchange, now: float) -> bool:
         """Whether a body that is wanted has not come on for too long."""
-        if exchange.body.done or exchange.tunnel or self._paused:
+        if exchange.body.done or exchange.tunnel or self.read_paused:
             self._heard_at = now
         return now - self._heard_at >= self._door.limits.stall_s
 
     @property
     def unheard(self) -> int | None:
         """The descriptor of a waiting client whose leaving cannot be heard, because it is not being read."""
-        if not self._paused or self.exchange is None or self.exchange.tunnel:
+        if not self.read_paused or self.exchange is None or self.exchange.tunnel:
             return None
         sock: socket.socket | None = self._transport.get_extra_info("socket")
         return None if sock is None or self._transport.is_closing() else sock.fileno()
