@@ -49,6 +49,7 @@ tables = st.builds(
         st.none() | positive,
         positive,
         st.sampled_from(["header:X-Id", "cookie:sid"]),
+        st.integers(1, 64),
     ),
     st.lists(endpoints, max_size=4).map(tuple),
     st.booleans(),

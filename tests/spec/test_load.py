@@ -69,6 +69,7 @@ def test_all_of_service() -> None:
     max_body_mib: 0.5
     slow_start_seconds: 9
     session_key: cookie:Sid
+    workers: 2
   tls: {keyfile: ~/key.pem, certfile: ~/cert.pem}
 """,
         resources="{ports: [8080-8082], use_spot: true}",
@@ -95,7 +96,7 @@ def test_all_of_service() -> None:
     )
     assert spec.port == 8081
     assert spec.load_balancing_policy == "instance_aware_least_load"
-    assert spec.load_balancer == LoadBalancer("redirect", 60, 0, 1, "idempotent", 1.5, 6, 7, 8, 0.5, 9, "cookie:Sid")
+    assert spec.load_balancer == LoadBalancer("redirect", 60, 0, 1, "idempotent", 1.5, 6, 7, 8, 0.5, 9, "cookie:Sid", 2)
     assert spec.tls == Tls("~/key.pem", "~/cert.pem")
 
 

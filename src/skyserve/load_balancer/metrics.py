@@ -5,15 +5,14 @@ It knows the door's numbers and the format. It must not know sockets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import add
 
 from skyserve.load_balancer.door import Door
 from skyserve.load_balancer.report import Histogram
+from skyserve.load_balancer.wire import Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-Labels = tuple[tuple[str, str], ...]
-Sample = tuple[str, Labels, float]
 
 _FAMILIES = {
     "requests_total": ("counter", "Requests that have come."),
@@ -36,6 +35,9 @@ _FAMILIES = {
     "table_age_seconds": ("gauge", "Since the controller was last heard."),
 }
 
+_LIKE = {"table_number": min, "table_age_seconds": max, "replica_first_byte_seconds": max, "replica_suspect": max}
+"""How several workers' numbers make one, where that is not their sum."""
+
 PREFIX = "skyserve_door_"
 
 
@@ -56,7 +58,7 @@ def samples(door: Door) -> Iterator[Sample]:
     yield from _histogram("request_seconds", counters.whole)
     yield from _histogram("loop_lag_seconds", counters.lag)
     pages = sorted(door.pool.pages(), key=lambda page: page.replica_id)
-    yield from (("in_flight", (("replica", str(page.replica_id)),), page.in_flight) for page in pages)
+    yield from (("in_flight", (("replica", str(page.replica_id)),), page.own) for page in pages)
     yield from (("replica_first_byte_seconds", (("replica", str(page.replica_id)),), page.ewma_s) for page in pages)
     yield from (("replica_suspect", (("replica", str(page.replica_id)),), int(page.suspect)) for page in pages)
     yield "held", (), len(door.hold)
@@ -64,12 +66,19 @@ def samples(door: Door) -> Iterator[Sample]:
     yield "table_age_seconds", (), now - door.heard_at
 
 
-def text(door: Door) -> str:
-    """The page."""
+def text(workers: Iterable[Iterable[Sample]]) -> str:
+    """The page: the numbers of all workers as one."""
+    summed: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    for one in workers:
+        for name, labels, value in one:
+            known = summed.get((name, labels))
+            summed[name, labels] = value if known is None else _LIKE.get(name, add)(known, value)
+    order = {name: place for place, name in enumerate(_FAMILIES)}
+    rows = sorted(summed.items(), key=lambda row: order[_family(row[0][0])])
     lines: list[str] = []
     family = ""
-    for name, labels, value in samples(door):
-        of = name if name in _FAMILIES else name.rpartition("_")[0]
+    for (name, labels), value in rows:
+        of = _family(name)
         if of != family:
             family = of
             kind, meaning = _FAMILIES[of]
@@ -77,6 +86,10 @@ def text(door: Door) -> str:
         said = ",".join(f'{key}="{word}"' for key, word in labels)
         lines.append(f"{PREFIX}{name}{'{' + said + '}' if said else ''} {_number(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _family(name: str) -> str:
+    return name if name in _FAMILIES else name.rpartition("_")[0]
 
 
 def _histogram(name: str, histogram: Histogram) -> Iterator[Sample]:
@@ -89,4 +102,4 @@ def _histogram(name: str, histogram: Histogram) -> Iterator[Sample]:
 
 
 def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.9g}"
+    return str(int(value)) if value == int(value) else f"{value:.9g}"

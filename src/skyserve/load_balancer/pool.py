@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from skyserve.load_balancer.board import Board
 from skyserve.model.routing import Endpoint
 
 IDLE_LIMIT_S = 4.0
@@ -39,7 +40,10 @@ Conn = TypeVar("Conn", bound=Closable)
 
 
 class Upstream(Generic[Conn]):
-    """The door's page on one replica. Policies read it; only the pool writes it."""
+    """The door's page on one replica. Policies read it; only the pool writes it.
+
+    `in_flight` are the requests of all workers, as far as is known here; `own` are those of this one.
+    """
 
     __slots__ = (
         "accepted_at",
@@ -51,6 +55,7 @@ class Upstream(Generic[Conn]):
         "idle",
         "in_flight",
         "listed_at",
+        "own",
         "refuses",
         "removed",
         "replica_id",
@@ -68,6 +73,7 @@ class Upstream(Generic[Conn]):
         self.draining = row.draining
         self.removed = False
         self.in_flight = 0
+        self.own = 0
         self.ewma_s = 0.0
         self.accepted_at = float("-inf")
         self.idle: list[Conn] = []
@@ -108,6 +114,16 @@ class Pool(Generic[Conn]):
         self._most: int | None = None
         self._slow_start_s = 0.0
         self._warm_at = 0.0
+        self._board: Board | None = None
+
+    def share(self, board: Board | None) -> None:
+        """Tell other workers what is in flight here, and hear it of them. None: there are no others."""
+        self._board = board
+        for page in self._pages.values():
+            if board is None:
+                page.in_flight = page.own
+            else:
+                board.write(page.replica_id, page.own)
 
     def limit(self, most: int | None, slow_start_s: float) -> None:
         """Give no replica more than `most` requests at once, and a new one its full share only after a while."""
@@ -161,6 +177,9 @@ class Pool(Generic[Conn]):
         Those that are ejected only because they drop requests are among them when there is no other: to wait for one
         that is there would be in vain.
         """
+        if self._board is not None:
+            for page in self._routable:
+                page.in_flight = self._board.total(page.replica_id)
         if not self._ejected and not tried and self._most is None:
             return self._routable if now >= self._warm_at else self._warm_enough(self._routable, now)
         untried = self.last_resort(tried)
@@ -190,15 +209,21 @@ class Pool(Generic[Conn]):
 
     def enter(self, page: Upstream[Conn], now: float) -> None:
         """A request goes to this replica."""
+        page.own += 1
         page.in_flight += 1
+        if self._board is not None:
+            self._board.write(page.replica_id, page.own)
         if page.ejected_until and now >= page.ejected_until:
             page.trial = True
 
     def leave(self, page: Upstream[Conn]) -> None:
         """A request has left this replica, one way or another."""
+        page.own -= 1
         page.in_flight -= 1
+        if self._board is not None:
+            self._board.write(page.replica_id, page.own)
         page.trial = False
-        if page.in_flight == 0 and page.leaving:
+        if page.own == 0 and page.leaving:
             self._forget_if_gone(page)
             self._on_news()
 
@@ -262,7 +287,7 @@ class Pool(Generic[Conn]):
 
     def in_flight(self) -> dict[int, int]:
         """Requests under way by replica id, those of replicas that are leaving included."""
-        return {page.replica_id: page.in_flight for page in self._pages.values()}
+        return {page.replica_id: page.own for page in self._pages.values()}
 
     def suspects(self) -> tuple[int, ...]:
         """Ids of the replicas that refused, could not be reached or did not answer, and have not been well since."""
@@ -296,5 +321,5 @@ class Pool(Generic[Conn]):
             connection.close()
 
     def _forget_if_gone(self, page: Upstream[Conn]) -> None:
-        if page.removed and page.in_flight == 0:
+        if page.removed and page.own == 0:
             self._pages.pop(page.replica_id, None)

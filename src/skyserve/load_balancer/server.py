@@ -483,10 +483,14 @@ class Server:
         return True
 
 
-def open_listener(host: str, port: int) -> socket.socket:
-    """A socket bound to the address. Raises OSError, EADDRINUSE among others."""
+def open_listener(host: str, port: int, *, alone: bool = True) -> socket.socket:
+    """A socket bound to the address, which other workers of the same door can share. Raises OSError: EADDRINUSE among
+    others, when `alone` and somebody is there, be it another door."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    if alone:
+        with socket.create_server((host, port), family=family, backlog=1) as first:
+            port = first.getsockname()[1]
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
     set_options(listener)  # accepted sockets inherit them
     listener.setblocking(False)
     return listener

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from skyserve.load_balancer import metrics, wire
+from skyserve.load_balancer.crew import Crew
 from skyserve.load_balancer.door import Door
 from skyserve.model.routing import RoutingTable
 
@@ -78,6 +79,7 @@ class AdminServer:
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
+        self.crew: Crew | None = None
         self._path: Path | None = None
         self._inode = 0
 
@@ -109,7 +111,7 @@ class AdminServer:
         self._ends.add(end)
         door = self._door
         end.say(wire.encode_hello(wire.Hello(door.boot, os.getpid(), door.table.number, self._port)))
-        end.say(wire.encode_report(door.report()))
+        end.say(wire.encode_report(self._merged()))
 
     def left(self, end: AdminConnection) -> None:
         """Somebody hung up."""
@@ -119,15 +121,36 @@ class AdminServer:
         """Obey one line. Raises wire.BadWord."""
         order = wire.decode_order(line)
         if isinstance(order, wire.Stop):
-            self._on_stop(order.grace_s)
-        elif self._door.apply(order):
+            self.stop(order.grace_s)
+        elif self.obey(order):
             self._tables.save(order)
         else:
             self.report_soon()
 
+    def stop(self, grace_s: float) -> None:
+        """Have all workers finish what they have, in so many seconds."""
+        if self.crew is not None:
+            self.crew.stop(grace_s)
+        self._on_stop(grace_s)
+
+    def obey(self, table: RoutingTable) -> bool:
+        """Take over a table, here and in the other workers; False when it is not new."""
+        if self.crew is None:
+            return self._door.apply(table)
+        fresh = self._door.apply(self.crew.share(table))
+        if fresh:
+            self.crew.follow(table)
+            self._door.pool.share(self.crew.board)
+        return fresh
+
     def metrics(self) -> str:
         """The numbers for operators."""
-        return metrics.text(self._door)
+        others = self.crew.samples() if self.crew is not None else []
+        return metrics.text([metrics.samples(self._door), *others])
+
+    def _merged(self) -> wire.DoorReport:
+        own = self._door.report()
+        return own if self.crew is None else self.crew.merged(own)
 
     def report_soon(self) -> None:
         """Report before the loop turns again; any number of calls make one report."""
@@ -141,7 +164,7 @@ class AdminServer:
     def _report(self) -> None:
         self._soon = None
         if self._ends:
-            line = wire.encode_report(self._door.report())
+            line = wire.encode_report(self._merged())
             for end in list(self._ends):
                 end.say(line)
 

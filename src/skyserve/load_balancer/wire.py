@@ -2,14 +2,15 @@
 
 It knows the format and nothing else; it must not know sockets, and imports only the model.
 
-Controller to door: `table`, `stop`. Door to controller: `hello` once, then `load`.
+Controller to door: `table`, `stop`. Door to controller: `hello` once, then `load`. Between the workers of a door: the
+same but for `hello`, and `samples` to the first of them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from skyserve.model.evidence import LoadReport
@@ -51,6 +52,61 @@ class DoorReport:
     suspects: tuple[int, ...] = ()
     responses: Mapping[int, int] = field(default_factory=dict)
     retries: int = 0
+
+
+Sample = tuple[str, tuple[tuple[str, str], ...], float]
+"""A name, labels and their values, and the number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What workers that are gone have counted."""
+
+    requests_total: int = 0
+    responses: Mapping[int, int] = field(default_factory=dict)
+    retries: int = 0
+
+    def plus(self, report: DoorReport) -> Totals:
+        """One more is gone, and this was its last report."""
+        codes = {*self.responses, *report.responses}
+        return Totals(
+            self.requests_total + report.load.requests_total,
+            {code: self.responses.get(code, 0) + report.responses.get(code, 0) for code in codes},
+            self.retries + report.retries,
+        )
+
+
+class Lines:
+    """Cuts what arrives into lines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that are whole now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return lines
+
+
+def encode_samples(samples: Iterable[Sample]) -> bytes:
+    """One line: what a worker counts for operators."""
+    return _line({"type": "samples", "samples": list(samples)})
+
+
+def is_samples(line: bytes) -> bool:
+    """Whether a line is for `decode_samples`."""
+    return line.startswith(b'{"type":"samples"')
+
+
+def decode_samples(line: bytes) -> list[Sample]:
+    """Read what a worker counts. Raises BadWord."""
+    rows = _object(line).get("samples")
+    if not isinstance(rows, list):
+        raise BadWord("samples is not a list")
+    try:
+        return [(str(name), tuple((str(k), str(v)) for k, v in labels), _number(value)) for name, labels, value in rows]
+    except (TypeError, ValueError) as error:
+        raise BadWord(f"malformed samples: {error!r}") from error
 
 
 def encode_table(table: RoutingTable) -> bytes:
@@ -148,6 +204,7 @@ def _settings(word: Mapping[str, object]) -> LoadBalancer:
         max_body_mib=_number_or_none(word.get("max_body_mib")),
         slow_start_seconds=_number(word.get("slow_start_seconds", default.slow_start_seconds)),
         session_key=str(word.get("session_key", default.session_key)),
+        workers=_whole(word.get("workers", default.workers)),
     )
 
 

@@ -197,6 +197,7 @@ LOAD_BALANCER = Section(
             "Which header or cookie names the session that `session_affinity` keeps on one replica.",
             _DOOR.session_key,
         ),
+        Field("workers", Integer(1, 64), "How many processes take requests at the endpoint.", _DOOR.workers),
     ),
     "How requests are treated on their way to the replicas.",
 )
