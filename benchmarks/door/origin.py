@@ -48,7 +48,7 @@ class Connection(asyncio.Protocol):
             head, rest = self._data[:end], self._data[end:]
             if head.startswith(b"GET"):
                 self._data = rest
-                self._answer_get(head.split(b" ", 2)[1])
+                self._answer_get(head.split(b" ", 2)[1].rstrip(b"?"))  # one proxy adds a question mark
                 continue
             start = head.lower().index(b"content-length:") + 15
             self._body_left = int(head[start : head.index(b"\r\n", start)])

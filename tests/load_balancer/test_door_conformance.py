@@ -6,7 +6,9 @@ Documented differences are spelled out here, and there are no others: `ADDED` an
 from __future__ import annotations
 
 import gzip
+from base64 import b64encode
 from dataclasses import dataclass
+from hashlib import sha1
 
 import pytest
 from tests.load_balancer.conftest import Request, Rig, Wire
@@ -301,9 +303,10 @@ async def read_frame(wire: Wire) -> tuple[int, bool, bytes]:
     return first & 0x0F, bool(first & 0x80), payload
 
 
-async def echo(wire: Wire, request: Request) -> None:
+async def echo(wire: Wire, request: Request, accept: bytes = b"") -> None:
     """A WebSocket server that says back what it hears, frame by frame, answers pings, and closes when it is told to."""
-    wire.send(SWITCH)
+    proof = b64encode(sha1(accept + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    wire.send(SWITCH.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Accept: %b\r\n\r\n" % proof))
     while True:
         opcode, last, payload = await read_frame(wire)
         wire.send(frame({9: 10}.get(opcode, opcode), payload, last=last))
