@@ -242,11 +242,10 @@ def the_door(home: Path, ports: list[int], workers: int) -> Iterator[Target]:
     """The door as it ships, with a routing table of its own and no controller."""
     port = free_port()
     endpoints = tuple(Endpoint(number, f"127.0.0.1:{one}") for number, one in enumerate(ports, 1))
-    table = RoutingTable(1, endpoints=endpoints, settings=LoadBalancer(retry="idempotent"))
+    table = RoutingTable(1, endpoints=endpoints, settings=LoadBalancer(retry="idempotent", workers=workers))
     (home / "table.json").write_bytes(encode_table(table))
     command = [sys.executable, "-m", "skyserve.load_balancer", "--service", "benchmark", "--dir", str(home)]
-    more = ["--workers", str(workers)] if workers > 1 else []
-    with started([*command, *more, "--port", str(port), "--socket", str(home / "admin.sock")]) as process:
+    with started([*command, "--port", str(port), "--socket", str(home / "admin.sock")]) as process:
         wait_for(port)
         yield Target("door" if workers == 1 else f"door x{workers}", port, process.pid)
 
