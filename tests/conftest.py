@@ -1,12 +1,19 @@
-"""What all tests share: the bed of real hosts, for tests that are marked with it."""
+"""What all tests share: the bed of real hosts, for tests that are marked with it, and SIGINT as a terminal has it."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from tests.bed.hosts import Bed
 from tests.bed.private import obstacle, private_network
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would every command that a test interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -81,11 +81,11 @@ def test_crashes_of_the_controller_leave_no_machine_and_make_no_second_one(sky: 
     with clouds(sky, None, "gcp", boot_s=3600.0) as world:
         core = world.cores["gcp"]
         yaml = service_yaml(sky, "\n  - {infra: gcp/us-central1, instance_type: e2-standard-2}\n", replicas)
-        done, kills = threading.Event(), 0
+        done, kills, slowness = threading.Event(), 0, 1.0
 
         def disturb() -> None:
             nonlocal kills
-            while not done.wait(rng.uniform(0.3, 3.0)):
+            while not done.wait(rng.uniform(0.3, 3.0) * slowness):
                 kills += world.kill_controller()
 
         launched: dict[str, Machine] = {}
@@ -93,7 +93,7 @@ def test_crashes_of_the_controller_leave_no_machine_and_make_no_second_one(sky: 
         chaos.start()
         try:
             for number in range(rounds):
-                name = f"chat{number}"
+                name, slowness = f"chat{number}", how_slow(sky)
                 up = ("serve", "up", str(yaml), "-n", name, "-y", "--async", "--secret", "GREETING=x")
                 wait_for(lambda n=name, up=up: tried(sky, *up) or exists(sky, n), seconds=90, why="it is not created")
                 wait_for(lambda: all_launched(sky, core, replicas), seconds=90, why="not all are launched")
@@ -108,6 +108,13 @@ def test_crashes_of_the_controller_leave_no_machine_and_make_no_second_one(sky: 
         assert len(names) >= rounds * replicas
         assert max(names.values()) == 1, "a replica got a second machine"
         assert kills >= rounds
+
+
+def how_slow(sky: Sky) -> float:
+    """How many times longer than usual a command takes now. A controller must live long enough to get somewhere."""
+    began_at = time.monotonic()
+    sky("--help")
+    return max(1.0, (time.monotonic() - began_at) / 0.3)
 
 
 def tried(sky: Sky, *args: str) -> bool:
@@ -127,3 +134,33 @@ def exists(sky: Sky, name: str) -> bool:
     with sky.start("serve", "status", name) as process:
         process.communicate(timeout=60)
     return process.returncode == 0
+
+
+@pytest.mark.bed
+def test_spot_is_stood_in_for_on_demand_and_comes_back(bed: Bed, sky: Sky) -> None:
+    """The default policy of spot services, on machines that are really there: up, a zone that is lost, and after."""
+    places = "".join(
+        f"\n  - {{infra: aws/{region}, instance_type: m6i.large, use_spot: true}}"
+        for region in ("us-east-1", "us-west-2")
+    )
+    with clouds(sky, bed, "aws") as world:
+        yaml = service_yaml(sky, f"{places}\n", 1)
+        sky("serve", "up", str(yaml), "-n", "chat", "-y", "--secret", "GREETING=hello", timeout=180)
+        core = world.cores["aws"]
+
+        def kinds() -> set[bool]:
+            return {machine.spot for machine in core.leftovers()}
+
+        wait_for(lambda: kinds() == {True}, seconds=120, why="on-demand machines stay")
+        with Traffic(sky.endpoint(), clients=2) as traffic:
+            seen = len(traffic.answers)
+            for machine in core.leftovers():
+                core.interrupt(machine.id, notice_s=20.0)
+            wait_for(lambda: False in kinds(), seconds=30, why="nothing stands in")
+            wait_for(lambda: kinds() == {True} and len(traffic.answers) > seen + 20, seconds=180, why="no way back")
+        assert traffic.failures == []
+        why = sky("serve", "why", "chat")
+        assert "ON_DEMAND_FALLBACK" in why
+        assert "BACK_TO_SPOT" in why
+        sky("serve", "down", "chat", "-y", timeout=120)
+        world.all_gone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def test_on_a_pod_of_a_cluster(sky: Sky, tmp_path: Path) -> None:
 def test_on_a_host_of_ones_own(bed: Bed, sky: Sky) -> None:
     host = _host_that_ssh_knows(bed, sky)
     with providers(sky, {"ssh": {"module": "skyserve.providers.ssh"}}):
-        wait_for(lambda: "ready" in sky("ssh", "up"), seconds=30)
+        wait_for(lambda: _listens(host.address, 22), why="the host's SSH server is up")
+        assert "ready" in sky("ssh", "up")
         serve_on(sky, "ssh")
         (row,) = json.loads(sky("ssh", "status", "-o", "json"))["hosts"]
         assert row["replicas"] == 0
@@ -85,6 +87,11 @@ def test_on_this_machine(sky: Sky) -> None:
     with providers(sky, {"local": {"module": "skyserve.providers.local"}}):
         serve_on(sky, "local")
         assert list((sky.home / "local/instances").iterdir()) == []
+
+
+def _listens(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
 
 
 def _host_that_ssh_knows(bed: Bed, sky: Sky) -> SshHost:

@@ -128,6 +128,7 @@ def test_a_script_runs_beside_the_replica(rig: VmRig) -> None:
             pid = int(piece) if isinstance(piece, bytes) else 0
             break
         await endless.aclose()
+        assert not [command for command in rig.leftovers() if " execute " in command]
         await until_gone(pid)
         with pytest.raises(OrderRejected):
             async for _ in provider.execute("vm/unknown", "true", {}):

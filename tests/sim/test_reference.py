@@ -36,7 +36,6 @@ def share(run: Run, dollars: float | None) -> float:
         (AWS3, "round_robin", 0, 0.311, 0.296, 0.9566),
         (AWS3, "dynamic_fallback", 0, 0.311, 0.328, 0.9881),
         (AWS3, "dynamic_fallback", 1, 0.311, 0.403, 0.9948),
-        (H100, "even_spread", 0, 0.180, 0.319, 0.0676),
         (H100, "round_robin", 0, 0.180, 0.549, 0.9950),
         (H100, "dynamic_fallback", 0, 0.180, 0.359, 0.9943),
         (H100, "dynamic_fallback", 1, 0.180, 0.421, 0.9989),

@@ -4,6 +4,7 @@ which time is passed."""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,8 +32,8 @@ from skyserve.sim.result import Run
 from skyserve.sim.run import Simulation, repeat, simulate
 
 PLACERS = ("risk_aware", "dynamic_fallback", "round_robin", "even_spread", "on_demand")
-TIMELESS = ("dynamic_fallback", "round_robin", "even_spread", "on_demand")
-"""Placers whose answer does not change as time goes by while nothing happens."""
+TIMELESS = PLACERS
+"""Placers whose answer does not change as time goes by until they said that it would."""
 ZONES = ("us-east-1a", "us-east-1b", "us-west-2a")
 GPU = Accelerator("A10G", 1)
 
@@ -142,7 +143,7 @@ def test_seeds_are_repeats() -> None:
 @given(st.integers(0, 10_000), st.sampled_from(TIMELESS), st.integers(1, 5), st.sampled_from([20.0, 60.0, 97.0]))
 def test_passing_over_ticks_changes_nothing(seed: int, placer: str, replicas: int, tick_s: float) -> None:
     setting = Setting(tick_s=tick_s, cold_start_spread=0.3, notice_s=(seed % 3) * 60.0, seed=seed)
-    spec, market = a_spec(replicas, placer), made_up(seed, days=0.25)
+    spec, market = a_spec(replicas, placer, target_qps_per_replica=1.0), made_up(seed, days=0.25)
     every_tick = simulate(spec, market, setting, traffic=Quiet())
     passed_over = simulate(spec, market, setting)
     assert replace(every_tick, steps=0, served=None) == replace(passed_over, steps=0)
@@ -152,9 +153,16 @@ def test_passing_over_ticks_changes_nothing(seed: int, placer: str, replicas: in
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10_000), st.sampled_from(PLACERS), st.integers(1, 6))
 def test_the_bill_is_that_of_the_machines_and_never_below_the_bound(seed: int, placer: str, replicas: int) -> None:
-    run = simulate(a_spec(replicas, placer), made_up(seed, days=0.4), replace(PLAIN, leave_out_s=HOUR))
+    market = made_up(seed, days=0.4)
+    run = simulate(a_spec(replicas, placer), market, replace(PLAIN, leave_out_s=HOUR))
     assert run.cost == sum(machine.cost for machine in run.machines)
+    pools = {(pool.offering.location, pool.offering.capacity_type): pool for pool in market.pools}
     for machine in run.machines:
+        pool = pools[machine.location, machine.capacity_type]
+        paid_from = max(machine.launched_at, run.begin_at)
+        ticks = range(round((machine.ended_at - paid_from) / MINUTE))
+        tick_by_tick = sum(market.price(pool, paid_from + tick * MINUTE) / 60 for tick in ticks)
+        assert machine.cost == pytest.approx(tick_by_tick)
         assert machine.launched_at < machine.ended_at <= run.end_at
         assert machine.ready_at is None or machine.launched_at + 180 <= machine.ready_at <= machine.ended_at
     assert run.bound_cost is not None
@@ -175,7 +183,8 @@ def test_ready_replicas_are_those_of_the_machines() -> None:
 
 def test_traffic_moves_on_from_tick_to_tick_with_the_ready_replicas() -> None:
     traffic = Quiet()
-    run = simulate(a_spec(1, "on_demand"), a_market(hours=0.2), replace(PLAIN, leave_out_s=120.0), traffic=traffic)
+    spec = a_spec(1, "on_demand", target_qps_per_replica=1.0)
+    run = simulate(spec, a_market(hours=0.2), replace(PLAIN, leave_out_s=120.0), traffic=traffic)
     begin = run.begin_at - 120
     assert [told[:3] for told in traffic.told[:4]] == [
         (begin, begin + 60, ()),
@@ -208,6 +217,34 @@ def test_a_replica_that_still_works_on_something_is_kept_until_it_is_done() -> N
         ends[busy] = lasting.ended_at - run.begin_at
         assert any(leaving for *_, leaving in traffic.told) == bool(busy)
     assert ends == {0: 1800 + 180, 1: 1800 + 180 + 120}, "at the latest when the drain deadline is reached"
+
+
+def test_a_fixed_number_of_replicas_is_not_looked_at_for_every_tick_of_traffic() -> None:
+    traffic = Quiet(arrivals_per_s=5.0)
+    run = simulate(a_spec(1, "on_demand"), a_market(), replace(PLAIN, leave_out_s=HOUR), traffic=traffic)
+    assert run.steps < 10
+    assert traffic.counted_from == [run.begin_at]
+    assert traffic.told[0][0] == run.begin_at - HOUR
+    assert all(earlier[1] == later[0] for earlier, later in pairwise(traffic.told))
+    assert traffic.told[-1][1] == run.end_at
+
+
+def test_replicas_are_as_fast_as_the_policy_says_of_their_accelerators() -> None:
+    slow, fast = spot_pool("us-east-1a", {0: 1}), spot_pool("us-east-1b", {0: 1})
+    pools = [
+        replace(pool, offering=replace(pool.offering, accelerator=Accelerator(name, 1)))
+        for pool, name in ((slow, "L4"), (fast, "H100"))
+    ]
+    traffic = Quiet()
+    rates = {"L4": 2.0, "H100": 8.0}
+    spec = a_spec(2, "even_spread", target_qps_per_replica=rates)
+    simulate(spec, a_market(*pools), PLAIN, traffic=traffic)
+    assert sorted(speed for _, speed in traffic.ready) == [0.25, 1.0]
+
+
+def test_a_cold_start_may_be_longer_than_the_initial_delay() -> None:
+    run = simulate(a_spec(1, "on_demand"), a_market(), replace(PLAIN, cold_start_s=3000.0))
+    assert run.ready == ((run.begin_at, 0), (at(run, 3000), 1))
 
 
 # ---- what cannot be simulated

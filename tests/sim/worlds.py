@@ -51,10 +51,12 @@ class Quiet:
         self.busy: dict[int, int] = {}
         self.told: list[tuple[float, float, tuple[int, ...], tuple[int, ...]]] = []
         self.counted_from: list[float] = []
+        self.ready: tuple[tuple[int, float], ...] = ()
 
     def advance(
         self, from_at: float, to_at: float, ready: Sequence[tuple[int, float]], leaving: Collection[int] = ()
     ) -> LoadReport:
+        self.ready = tuple(ready)
         self.told.append((from_at, to_at, tuple(id_ for id_, _ in ready), tuple(leaving)))
         return LoadReport(to_at, "quiet", 0, dict(self.busy), arrivals_per_s=self.arrivals_per_s)
 

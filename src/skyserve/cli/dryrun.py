@@ -15,7 +15,7 @@ from skyserve.catalog.table import Table
 from skyserve.cli import check, estimate, offers, plan
 from skyserve.cli.estimate import Estimate
 from skyserve.decide import mixing
-from skyserve.decide.optimize import shortlisted
+from skyserve.decide.optimize import rank, shortlisted
 from skyserve.errors import Infeasible, ProviderError
 from skyserve.model.offering import Offering
 from skyserve.providers import registry
@@ -57,7 +57,7 @@ def _mix(spec: ServiceSpec, table: Table) -> MixView | None:
     stand_ins = tuple(replace(one, use_spot=False) for one in spec.resources.alternatives)
     want = replace(spec.resources, alternatives=(*spec.resources.alternatives, *stand_ins))
     found = [offering for _, offering in query.feasible(table, want).offerings]
-    return mixing.preview(spec, shortlisted(found, spec), (), 0.0)
+    return mixing.preview(spec, shortlisted(rank(found, spec), (), 0.0), (), 0.0)
 
 
 async def _offered(providers: Mapping[str, Provider], want: ResourceChoice) -> tuple[list[Offering], _Refusals]:

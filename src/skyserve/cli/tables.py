@@ -113,12 +113,12 @@ def mix_lines(mix: MixView | None) -> list[str]:
             f"Expected cost in the long run: ${wording.dollars(mix.expected_per_hour)} / hour, {share:.0%} of "
             f"${wording.dollars(mix.on_demand_per_hour)} / hour for all on-demand"
         )
-    if mix.availability is not None and mix.confidence is not None:
-        lines.append(
-            f"All {mix.replicas} ready at least {100 * mix.availability:.3g} % of a week, with {mix.confidence:.0%} "
-            "confidence, as long as:"
-        )
-        lines += [f"  - {assumption}" for assumption in mix.assumptions]
+    if mix.availability and mix.confidence:
+        promise = f"Enough replicas ready for at least {100 * mix.availability:.4g} % of a week"
+        lines.append(f"{promise}, with {mix.confidence:.0%} confidence, as long as")
+    elif mix.assumptions:
+        lines.append("No availability is promised:")
+    lines += [f"  - {assumption}" for assumption in mix.assumptions]
     return lines
 
 

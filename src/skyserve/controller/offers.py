@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from skyserve.clock import Clock
 from skyserve.controller import demands
 from skyserve.controller.watch import in_words
-from skyserve.decide.optimize import shortlisted
+from skyserve.decide.optimize import rank, shortlisted
 from skyserve.errors import Infeasible
 from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
@@ -56,7 +56,7 @@ class Offers:
         if self._asking is not None and self._asking.done():
             fresh, self._asking, self._known_at = self._asking.result(), None, now
             self._known = fresh if fresh.offerings else self._known
-        return shortlisted(self._known.offerings, spec, health, now)
+        return shortlisted(rank(self._known.offerings, spec), health, now)
 
     def close(self) -> None:
         """Wait for no answer any more."""

@@ -25,7 +25,7 @@ from skyserve.controller.offers import Offered, Offers, require
 from skyserve.controller.probe import Prober
 from skyserve.controller.watch import Watch
 from skyserve.decide import mixing
-from skyserve.decide.optimize import shortlisted
+from skyserve.decide.optimize import rank, shortlisted
 from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound, StoreUnavailable, UsageError
 from skyserve.model.evidence import LoadReport, Silent
 from skyserve.model.replica import ALIVE, Replica, ReplicaStatus
@@ -128,7 +128,7 @@ class Supervisor:
         if not spec.on_spot or not offered.offerings:
             return None
         known, now = await self.store.health(), self.clock.now()
-        return mixing.preview(spec, shortlisted(offered.offerings, spec, known, now), known, now)
+        return mixing.preview(spec, shortlisted(rank(offered.offerings, spec), known, now), known, now)
 
     async def create(self, spec: ServiceSpec, secrets: Mapping[str, str]) -> ServiceState:
         """A new service. Raises Infeasible, UsageError, ServiceExists, StoreUnavailable; then nothing is left over."""

@@ -9,7 +9,7 @@ from skyserve.model.decision import Observation
 from skyserve.model.evidence import Outcome, OutcomeKind
 from skyserve.model.health import Cooldown, CooldownKind
 from skyserve.model.offering import Offering
-from skyserve.model.replica import Replica, ReplicaStatus
+from skyserve.model.replica import Failure, Replica, ReplicaStatus
 
 FIRST_WAIT_S: Mapping[CooldownKind, float] = {
     CooldownKind.CAPACITY: 60.0,
@@ -30,6 +30,7 @@ LONGEST_WAIT: Mapping[CooldownKind, float] = {
 STRIKE_FADES_S = 600.0
 """A place that was left alone this long beyond its wait loses one strike."""
 
+_TAKEN = frozenset({Failure.PREEMPTED, Failure.LOST})
 _KINDS = {
     OutcomeKind.CAPACITY: CooldownKind.CAPACITY,
     OutcomeKind.QUOTA: CooldownKind.QUOTA,
@@ -101,9 +102,11 @@ def _is_exactly(entry: Cooldown, offering: Offering) -> bool:
 
 
 def _given_back(before: Sequence[Replica], after: Sequence[Replica]) -> set[str]:
-    """Locations in which one of our own replicas has just given its capacity back."""
+    """Locations in which one of our own replicas has just given its capacity back. What was taken from us is not ours
+    to give."""
     left = {r.id for r in after if not r.cleaned}
-    return {str(r.offering.location) for r in before if r.offering and not r.cleaned and r.id not in left}
+    gone = (r for r in before if not r.cleaned and r.id not in left and r.failure not in _TAKEN)
+    return {str(r.offering.location) for r in gone if r.offering}
 
 
 def _is_waiting_for(entry: Cooldown, location: str, now: float) -> bool:

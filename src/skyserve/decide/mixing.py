@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from skyserve.decide import health, launching, optimize, placement, placers, removal, rollout
+from skyserve.decide import forecast, health, launching, optimize, placers, removal, rollout
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Reason, ReasonCode
 from skyserve.model.health import Cooldown, CooldownKind
@@ -78,7 +78,7 @@ def preview(spec: ServiceSpec, offerings: Sequence[Offering], known: Sequence[Co
         shown = replace(shown, on_demand_per_hour=price * replicas)
     if policy.placer != DEFAULT_SPOT_PLACER:
         return shown
-    told = placement.forecast(view)
+    told = forecast.forecast(view)
     return replace(
         shown,
         expected_per_hour=told.cost_per_hour + base * (price or 0.0),

@@ -50,12 +50,9 @@ def rank(offerings: Sequence[Offering], spec: ServiceSpec) -> tuple[Offering, ..
     return tuple(sorted(affordable.values(), key=preference))
 
 
-def shortlisted(
-    offerings: Sequence[Offering], spec: ServiceSpec, health: Sequence[Cooldown] = (), now: float = 0.0
-) -> tuple[Offering, ...]:
+def shortlisted(ranked: Sequence[Offering], health: Sequence[Cooldown], now: float) -> tuple[Offering, ...]:
     """The offerings that a decision looks at, best first. Spot and what stands in for it are no rivals: each has a list
     of its own."""
-    ranked = rank(offerings, spec)
     spot = [o for o in ranked if o.capacity_type is CapacityType.SPOT]
     others = [o for o in ranked if o.capacity_type is not CapacityType.SPOT]
     return (*shortlist(spot, health, now), *shortlist(others, health, now))

@@ -45,7 +45,8 @@ class Cooldown:
         """Whether this holds for an offering."""
         place = str(offering.location)
         here = place == self.location or place.startswith(f"{self.location}/")
-        family = self.instance_types.removesuffix("*")
-        exact = self.instance_types in (offering.instance_type, offering.shape)
-        of_type = exact or (family != self.instance_types and offering.instance_type.startswith(family))
-        return here and of_type and self.capacity_type in ("*", offering.capacity_type.value)
+        if not here or self.capacity_type not in ("*", offering.capacity_type.value):
+            return False
+        if self.instance_types.endswith("*"):
+            return offering.instance_type.startswith(self.instance_types.removesuffix("*"))
+        return self.instance_types in (offering.instance_type, offering.shape)

@@ -61,21 +61,46 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class PoolRecord:
-    """What is remembered of one pool."""
+    """What is remembered of one pool: instants, whose age is what counts. All are Unix seconds, 0 for never.
+
+    `up_at`: it has had capacity since then, as far as is known. `bad_at`: last loss or refusal. `down_at`: start of the
+    spell without a success; 0 when the last that was seen of it was good. `refused_at`: last refusal that no accepted
+    launch has followed. `full_at`: last refusal while it held replicas of ours, and `room` is how many.
+    """
 
     pool: str
+    up_at: float
+    bad_at: float = 0.0
+    down_at: float = 0.0
+    refused_at: float = 0.0
+    full_at: float = 0.0
+    room: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementMemory:
     """What a placer remembers from step to step; persisted with every commit.
 
-    `at` is when it was last asked, Unix seconds. `avoided` are locations that SpotHedge takes for preempting, `last`
-    is where the round stands, for the placers that need these.
+    `at` is when it last decided, Unix seconds. `ready_s` is the mean time to ready; `losses` and `expected` are how
+    many losses were seen and should have been seen, both fading. The others say what the last decision was made for and
+    what it was; it stands until `wake_at` if nothing happens. `planned` of its `on_demand` replicas are part of the
+    plan, the rest of them fill a gap.
+
+    `avoided` are locations that SpotHedge takes for preempting; `last` is where the round of the round robin stands.
     """
 
     at: float | None = None
     pools: tuple[PoolRecord, ...] = ()
+    ready_s: float = 0.0
+    losses: float = 0.0
+    expected: float = 0.0
+    wake_at: float = 0.0
+    wanted: int = 0
+    availability: float = 0.0
+    alive: int = 0
+    on_demand: int = 0
+    planned: int = 0
+    text: str = ""
     avoided: tuple[str, ...] = ()
     last: str = ""
 

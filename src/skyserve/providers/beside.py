@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
 from skyserve.errors import OrderRejected
@@ -29,7 +29,7 @@ def environment(pid: int) -> dict[str, str]:
 
 async def run(
     script: str, env: Mapping[str, str], workdir: Path, *, prefix: Sequence[str] = ()
-) -> AsyncIterator[bytes | Exit]:
+) -> AsyncGenerator[bytes | Exit, None]:
     """The output of a bash script as it comes, then its exit. It ends with the iterator, its offspring included.
 
     The script is not part of a command line either: bash reads it from a file without a name. `prefix` is a command

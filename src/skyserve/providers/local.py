@@ -172,8 +172,10 @@ class LocalProvider:
             raise OrderRejected(f"nothing runs in {instance_id} now")
         workdir = self._root / "workspaces" / meta.service / meta.workspace / "workdir"
         own = ["nsenter", f"--net=/proc/{group}/ns/net"] if meta.address != LOOPBACK else []
-        async for piece in beside.run(script, {**beside.environment(group), **env}, workdir, prefix=own):
-            yield piece
+        told = beside.run(script, {**beside.environment(group), **env}, workdir, prefix=own)
+        async with contextlib.aclosing(told) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def logs(self, instance_id: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
         """Output of setup and run, from the instance itself or from what is kept of it."""

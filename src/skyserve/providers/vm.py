@@ -165,8 +165,9 @@ class VmProvider:
         if vm is None or known is None:
             raise OrderRejected(f"there is no machine {instance_id} that could be reached now")
         try:
-            async for piece in known[1].agent.execute(vm.token, script, env):
-                yield piece
+            async with contextlib.aclosing(known[1].agent.execute(vm.token, script, env)) as pieces:
+                async for piece in pieces:
+                    yield piece
         except CommandFailed as error:
             raise OrderRejected(error.message) from error
 
@@ -176,8 +177,9 @@ class VmProvider:
         known = self._contacts.get(instance_id)
         if vm is not None and known is not None:
             try:
-                async for data in known[1].agent.logs(vm.token, follow=follow, tail=tail):
-                    yield data
+                async with contextlib.aclosing(known[1].agent.logs(vm.token, follow=follow, tail=tail)) as pieces:
+                    async for data in pieces:
+                        yield data
             except ProviderUnavailable:
                 if not follow or (instance_id in self._machines and instance_id not in self._deleted):
                     raise  # else the machine has ended, and the line with it

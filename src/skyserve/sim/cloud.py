@@ -26,8 +26,9 @@ class Setting:
     """How the simulated world works. Durations are seconds.
 
     A cold start lasts from the launch to the first good answer and is paid for; `cold_start_spread` is the standard
-    deviation of its logarithm, 0 for always the same. `notice_s` is how long before it a machine hears that it will be
-    taken back. What happens in the first `leave_out_s` is not counted.
+    deviation of its logarithm, 0 for always the same. However long it is, the readiness probe waits for it. `notice_s`
+    is how long before it a machine hears that it will be taken back. What happens in the first `leave_out_s` is not
+    counted.
     """
 
     tick_s: float = 20.0
@@ -120,7 +121,7 @@ class Cloud:
         pool = self._pools[offering.pool]
         if len(pool.live) >= pool.capacity:
             return None
-        now = self.instant(self.tick)
+        warm = self.tick + self._cold_start()
         instance = Instance(
             id=instance_id,
             provider=offering.provider,
@@ -128,9 +129,9 @@ class Cloud:
             token=replica.token,
             state=InstanceState.RUNNING,
             address=f"{instance_id}:{replica.id}",
-            setup_started_at=now,
+            setup_started_at=self.instant(warm),
         )
-        machine = _Machine(replica.id, pool, instance, self.tick, self.tick + self._cold_start())
+        machine = _Machine(replica.id, pool, instance, self.tick, warm)
         pool.live.append(machine)
         self._by_id[instance_id] = machine
         self._show(machine, instance)

@@ -7,12 +7,14 @@ and acts, then everything alive is paid for until the next tick. Ticks at which 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from skyserve.controller.loop import World, step
+from skyserve.decide.optimize import unit_price
 from skyserve.errors import Infeasible, UsageError
 from skyserve.model.decision import Plan
+from skyserve.model.offering import Offering
 from skyserve.model.service import Kind, ServiceSpec
 from skyserve.sim.bound import bound_cost, wanted_cost
 from skyserve.sim.cloud import USUAL, Cloud, Setting
@@ -94,6 +96,8 @@ class Simulation:
             nudged=asyncio.Event(),
         )
         self._prices = _price_ticks(market, setting)
+        self._follows_load = traffic is not None and spec.replica_policy.target_qps_per_replica is not None
+        self._speeds: dict[int, float] = {}
         self._steps = 0
 
     def run(self, policy: str = "", progress: Progress = lambda done: None) -> Run:
@@ -113,7 +117,7 @@ class Simulation:
                 self._offers.look_again()
                 seen = True
                 price_change = next(self._prices, self._last)
-            if seen or self._clock.at >= wake_at or self._traffic is not None:
+            if seen or self._clock.at >= wake_at or self._follows_load or self._door.done:
                 plan = self._think()
                 wake_at = plan.wake_at
                 wanted, ready = plan.memory.autoscale.target or 0, len(self._door.ready)
@@ -135,19 +139,30 @@ class Simulation:
             self._steps += 1
             if not (self._hands.news or self._door.news):
                 break
+        if self._traffic is not None:
+            self._speeds = {row.id: self._speed(row.offering) for row in plan.replicas if row.offering is not None}
         return plan
+
+    def _speed(self, offering: Offering) -> float:
+        """How fast a replica is, where the policy names rates by accelerator; the largest of them is 1."""
+        rates = self._spec.replica_policy.target_qps_per_replica
+        if not isinstance(rates, Mapping) or not offering.price_per_hour:
+            return 1.0
+        return offering.price_per_hour / unit_price(offering, self._spec) / max(rates.values())
 
     def _next(self, tick: int, wake_at: float, price_change: int) -> int:
         """The next tick at which there is something to do."""
         unfinished = self._hands.waits or self._hands.news or self._door.news
-        if self._traffic is not None or unfinished:
+        draining = self._traffic is not None and self._door.leaving
+        if self._follows_load or unfinished or draining:
             return tick + 1
         woken = tick + self._setting.ticks(wake_at - self._clock.at)
-        return min(self._cloud.next_event, price_change, woken)
+        following = min(self._cloud.next_event, price_change, woken)
+        return min(following, self._first) if tick < self._first else following
 
     def _pass_time(self, tick: int, following: int) -> None:
         if self._traffic is not None:
-            ready = tuple((replica_id, 1.0) for replica_id in self._door.ready)
+            ready = tuple((replica_id, self._speeds.get(replica_id, 1.0)) for replica_id in self._door.ready)
             until_at = self._cloud.instant(following)
             self._door.hear(self._traffic.advance(self._clock.at, until_at, ready, self._door.leaving))
 

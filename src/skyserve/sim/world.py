@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from skyserve.controller.act import refusal
 from skyserve.controller.probe import Question
-from skyserve.decide.optimize import rank, shortlist
+from skyserve.decide.optimize import rank, shortlisted
 from skyserve.errors import CapacityUnavailable
 from skyserve.model.decision import Launch, Observation, Plan, Terminate
 from skyserve.model.evidence import Listing, LoadReport, Outcome, OutcomeKind, ProbeResult
@@ -101,7 +101,7 @@ class SimulatedOffers:
         now = self._clock.at
         if self._ranked_for is not spec:
             self._ranked, self._ranked_for = rank(self._offerings(now), spec), spec
-        return shortlist(self._ranked, health, now)
+        return shortlisted(self._ranked, health, now)
 
     def _offerings(self, now: float) -> list[Offering]:
         found = []
@@ -217,6 +217,12 @@ class SimulatedDoor:
     def load(self) -> LoadReport | None:
         """What there is to do, as of the last tick."""
         return self._report
+
+    @property
+    def done(self) -> bool:
+        """Whether one of those that leave has nothing left to do."""
+        busy = self._report.in_flight if self._report is not None else {}
+        return any(not busy.get(replica_id) for replica_id in self.leaving)
 
     def hear(self, report: LoadReport) -> None:
         """Traffic moved on."""
