@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.load_balancer.conftest import OK
 from tests.load_balancer.test_door_capacity import NoConnection
 from tests.load_balancer.test_door_process import GET, Process, door, numbers, replica, scrape
 
 from skyserve.load_balancer import wire
 from skyserve.load_balancer.board import ROWS, Board, new_board
+from skyserve.load_balancer.crew import PATIENCE_S
 from skyserve.load_balancer.metrics import text
 from skyserve.load_balancer.pool import Pool
 from skyserve.load_balancer.wire import Stop, encode_stop, encode_table
@@ -54,6 +56,8 @@ def until(condition, why: str) -> None:
 def silent() -> Iterator[list[socket.socket]]:
     """Two replicas that take connections and never answer."""
     listeners = [socket.create_server(("127.0.0.1", 0), backlog=512) for _ in range(2)]
+    for listener in listeners:
+        listener.settimeout(20.0)
     yield listeners
     for listener in listeners:
         listener.close()
@@ -66,8 +70,8 @@ def test_workers_share_the_port_and_report_as_one(door: Process, replica: str) -
     until(lambda: listening(door.port) == WORKERS, "all listen")
     for _ in range(60):
         assert door.ask().endswith(b"ok")
-    report = controller.hear_until(lambda report: report.load.requests_total == 60)
-    assert (report.load.boot, report.load.table, report.responses) == (hello.boot, 1, {200: 60})
+    report = controller.hear_until(lambda report: report.responses == {200: 60})
+    assert (report.load.boot, report.load.table, report.load.requests_total) == (hello.boot, 1, 60)
     assert report.load.in_flight == {3: 0}
 
     def page() -> dict[str, float]:
@@ -116,15 +120,15 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_counted_stays(door: Pro
     until(lambda: listening(door.port) == WORKERS, "all listen")
     for _ in range(30):
         assert door.ask().endswith(b"ok")
-    controller.hear_until(lambda report: report.load.requests_total == 30)
+    controller.hear_until(lambda report: report.responses == {200: 30})
     (victim, other) = children(process.pid)
     os.kill(victim, signal.SIGKILL)
     until(lambda: len(set(children(process.pid)) - {victim}) == WORKERS - 1, "another one is there")
     until(lambda: listening(door.port) == WORKERS, "and listens")
     for _ in range(30):
         assert door.ask().endswith(b"ok")
-    report = controller.hear_until(lambda report: report.load.requests_total == 60)
-    assert (report.load.boot, report.responses) == (hello.boot, {200: 60})
+    report = controller.hear_until(lambda report: report.responses == {200: 60})
+    assert (report.load.boot, report.load.requests_total) == (hello.boot, 60)
     assert other in children(process.pid)
 
 
@@ -137,6 +141,27 @@ def test_workers_come_and_go_with_the_table(door: Process, replica: str) -> None
         until(lambda workers=workers: len(children(process.pid)) == workers - 1, "and no more are there")
         assert door.ask().endswith(b"ok")
     controller.hear_until(lambda report: (report.load.table, report.load.requests_total) == (4, 4))
+
+
+def test_all_workers_finish_what_they_have(door: Process, silent: list[socket.socket]) -> None:
+    process = door.start()
+    controller, _ = door.controller()
+    controller.say(table(1, *(f"127.0.0.1:{one.getsockname()[1]}" for one in silent)))
+    until(lambda: listening(door.port) == WORKERS, "all listen")
+    clients = [socket.create_connection(("127.0.0.1", door.port), timeout=20.0) for _ in range(12)]
+    for client in clients:
+        client.sendall(GET)
+    asked = [silent[number % 2].accept()[0] for number in range(12)]
+    controller.say(encode_stop(Stop(30.0)))
+    until(lambda: listening(door.port) == 0, "nobody listens")
+    time.sleep(PATIENCE_S + 0.5)  # longer than a worker without requests is waited for
+    for one in asked:
+        one.sendall(OK)
+    for client in clients:
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    assert process.wait(10.0) == 0
+    for one in (*asked, *clients):
+        one.close()
 
 
 def test_without_the_first_one_the_others_leave(door: Process, replica: str) -> None:

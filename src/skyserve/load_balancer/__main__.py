@@ -35,9 +35,6 @@ EXIT_PORT_IN_USE = 98
 GRACE_S = 10.0
 """How long requests under way may go on after SIGTERM."""
 
-PATIENCE_S = 2.0
-"""How long other workers may take to end after the first one's last request."""
-
 OTHER_FILES = 64
 """Descriptors left for the log, the admin socket and the loop, and for a few idle connections to replicas."""
 
@@ -101,7 +98,7 @@ async def _serve(options: argparse.Namespace, files: int, listener: socket.socke
         gc.freeze()  # what is here now stays: no need to look at it again and again
         logger.info("service %s: serving on port %d, routing table %d", service, port, door.table.number)
         await server.stopped
-        await crew.gone(PATIENCE_S)
+        await crew.gone()
     finally:
         admin.close()
     await asyncio.sleep(0)  # let closed transports say goodbye

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
+import tempfile
 
 MOST_WORKERS = 64
 ROWS = 4096
@@ -42,6 +44,10 @@ class Board:
 
 def new_board() -> Board:
     """Fresh memory, for a door's first process. Its workers inherit the descriptor."""
-    file = os.memfd_create("skyserve-door")
+    if sys.platform == "linux":
+        file = os.memfd_create("skyserve-door")
+    else:
+        with tempfile.TemporaryFile() as nameless:
+            file = os.dup(nameless.fileno())
     os.ftruncate(file, ROWS * MOST_WORKERS * _CELL)
     return Board(file, 0)

@@ -20,6 +20,9 @@ from skyserve.load_balancer import wire
 from skyserve.load_balancer.board import MOST_WORKERS, Board
 from skyserve.model.routing import RoutingTable
 
+PATIENCE_S = 2.0
+"""How long a worker may take to end when its grace is over."""
+
 RESPAWN_S = 1.0
 """Pause before a worker that ended by itself is followed by another."""
 
@@ -39,6 +42,7 @@ class Crew:
         self._past = wire.Totals()
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._stop_at = float("inf")
         self._all_gone = asyncio.Event()
         board.columns = 1
 
@@ -72,14 +76,15 @@ class Crew:
         """End them all; `gone` tells when."""
         self._stopping = True
         self._wanted = 0
+        self._stop_at = min(self._stop_at, self._loop.time() + grace_s + PATIENCE_S)
         for member in self._members.values():
             member.say(wire.encode_stop(wire.Stop(grace_s)))
 
-    async def gone(self, patience_s: float) -> None:
+    async def gone(self) -> None:
         """Wait until they have ended; those that do not are killed."""
         if self._members:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_gone.wait(), patience_s)
+                await asyncio.wait_for(self._all_gone.wait(), self._stop_at - self._loop.time())
         for member in list(self._members.values()):
             member.process.kill()
             member.process.wait()

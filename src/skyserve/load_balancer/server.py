@@ -487,9 +487,12 @@ def open_listener(host: str, port: int, *, alone: bool = True) -> socket.socket:
     """A socket bound to the address, which other workers of the same door can share. Raises OSError: EADDRINUSE among
     others, when `alone` and somebody is there, be it another door."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if alone:
-        with socket.create_server((host, port), family=family, backlog=1) as first:
-            port = first.getsockname()[1]
+    if alone and port:
+        with socket.socket(family, socket.SOCK_STREAM) as first:
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                first.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            first.bind((host, port))
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
     set_options(listener)  # accepted sockets inherit them
     listener.setblocking(False)
