@@ -13,6 +13,8 @@ from hashlib import sha1
 import pytest
 from tests.load_balancer.conftest import Request, Rig, Wire
 
+from skyserve.load_balancer import headers
+
 ADDED = {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"x-request-id"}
 HOP_BY_HOP = {b"connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade", b"proxy-authorization"}
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -242,6 +244,20 @@ def test_what_the_door_adds_for_the_replica(rig_once) -> None:
         assert chained.one("x-forwarded-for") == b"9.9.9.9, 127.0.0.1"
         assert chained.one("x-request-id") == b"me"
         assert {name for name, _ in head_of(fresh.head)[1]} == ADDED | {b"host"}
+
+    rig_once(scenario)
+
+
+def test_hosts_that_nobody_has_are_not_remembered(rig_once) -> None:
+    async def scenario(rig: Rig) -> None:
+        replica = await rig.replica()
+        client = await rig.client()
+        before = headers._forwarding.cache_info().misses
+        for host in (b"a" * 300, b"b" * 20_000):
+            client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+            await client.answer()
+            assert replica.requests[-1].one("x-forwarded-host") == host
+        assert headers._forwarding.cache_info().misses == before
 
     rig_once(scenario)
 

@@ -14,6 +14,9 @@ from skyserve.load_balancer.framing import RequestHead, ResponseHead
 # What `Connection` may name and we do not drop: words of its own, and fields that no client may take away.
 _NOT_DROPPED = frozenset(b"close keep-alive upgrade te host content-length transfer-encoding".split())
 
+REMEMBERED = 255
+"""Bytes of a host for which the forwarding fields are kept; longer ones are nobody's, and would fill the memory."""
+
 _FORWARDING = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"))
 
 _ERROR_TYPES = {429: "rate_limit_error", 502: "server_error", 503: "server_error", 504: "server_error"}
@@ -23,7 +26,7 @@ def request_bytes(head: RequestHead, *, peer: bytes, scheme: bytes, request_id: 
     """The head that goes to a replica at `address` for a client at IP address `peer`."""
     special = head.special
     host = head.host if head.host is not None else address.encode()
-    if _FORWARDING.isdisjoint(special):
+    if len(host) <= REMEMBERED and _FORWARDING.isdisjoint(special):
         forwarding = _forwarding(peer, scheme, host)
     else:
         forwarding = _forwarding_on(special, peer, scheme, host)
