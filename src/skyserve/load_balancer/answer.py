@@ -19,15 +19,18 @@ from skyserve.load_balancer.framing import (
 from skyserve.load_balancer.headers import response_bytes
 
 
-def whole_answer(data: bytes, request: RequestHead) -> ResponseHead | None:
+def whole_answer(data: bytes, request: RequestHead, last: ResponseHead | None) -> ResponseHead | None:
     """The head of an answer that is here from its first byte to its last and can be passed on as it is; None for any
-    other. Raises BadMessage."""
-    end = data.find(b"\r\n\r\n") + 4
-    if not 4 <= end <= HEAD_LIMIT or not data.startswith(b"HTTP/1.1 2"):
-        return None
+    other. `last` is such a head of the same replica: one that is the same has been understood. Raises BadMessage."""
     if not request.minor or request.method == b"HEAD":
         return None
-    head = parse_response_head(data[:end])
+    if last is not None and last.plain is not None and data.startswith(last.plain):
+        head, end = last, len(last.plain)
+    else:
+        end = data.find(b"\r\n\r\n") + 4
+        if not 4 <= end <= HEAD_LIMIT or not data.startswith(b"HTTP/1.1 2"):
+            return None
+        head = parse_response_head(data[:end])
     length = head.length
     return head if head.plain is not None and length is not None and len(data) == end + length else None
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from itertools import count
 from random import Random
 from typing import Protocol
 
-from skyserve.load_balancer.framing import RequestHead
+from skyserve.load_balancer.framing import RequestHead, ResponseHead
 from skyserve.load_balancer.hold import Hold
 from skyserve.load_balancer.knock import Knocks
 from skyserve.load_balancer.limits import Limits
@@ -49,7 +50,9 @@ class Waiting(Protocol):
 
 class Door:
     """The shared state. `time` is a monotonic clock in seconds; `on_news` is called when the controller should hear
-    of something at once, and may be set later. `refusing`: the service closes, or this process does."""
+    of something at once, and may be set later. `refusing`: the service closes, or this process does.
+    `id_prefix` and the next of `ids` make the id of a request that has none.
+    `heads` are the last plain ones of short answers, by replica id."""
 
     def __init__(self, boot: str, time: Callable[[], float], rng: Random, limits: Limits = DEFAULT_LIMITS) -> None:
         self.boot = boot
@@ -63,7 +66,10 @@ class Door:
         self.knocks = Knocks(self.pool, time, lambda: self.settings.connect_timeout_seconds)
         self.hold: Hold[Waiting] = Hold(self._news)
         self.counters = Counters(time())
+        self.id_prefix = b"%016x" % rng.getrandbits(64)
+        self.ids = count()
         self.heard_at = time()
+        self.heads: dict[int, ResponseHead] = {}
         self.refusing = False
         self._stopping = False
         self.body_limit: float = _bytes(self.settings.max_body_mib)
@@ -80,6 +86,7 @@ class Door:
         self.body_limit = _bytes(table.settings.max_body_mib)
         self.pool.limit(table.settings.max_concurrency_per_replica, table.settings.slow_start_seconds)
         self.pool.apply(table.endpoints, self.time())
+        self.heads.clear()
         self.refusing = self._stopping or table.closing
         if self.refusing:
             self.give_up_held()

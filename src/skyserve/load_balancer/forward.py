@@ -32,6 +32,9 @@ MAX_SENT = 3
 STALE_WINDOW_S = 1.0
 """A connection out of the pool that ends this soon had most likely been closed before the request reached it."""
 
+REMEMBERED = 2048
+"""Bytes of a replica's last head that are remembered for the next one."""
+
 YOUNG_S = 1.0
 """A connection that was in use so lately is not closed for idleness: good enough for what cannot be sent again."""
 
@@ -350,7 +353,7 @@ class Exchange:
             self._head,
             peer=client.peer,
             scheme=client.scheme,
-            request_id=b"%032x" % door.rng.getrandbits(128),
+            request_id=b"%b%016x" % (door.id_prefix, next(door.ids)),
             address=connection.page.address,
         )
         connection.transport.write(b"".join((head, *(self._kept or ()))))
@@ -458,17 +461,22 @@ class Exchange:
     def _pass_whole(self, data: bytes) -> bool:
         """Pass on a plain answer that came all at once, as the short ones do; False when it is another one.
         Raises BadMessage."""
-        head = whole_answer(data, self._head)
-        if head is None or self._page is None:
+        page, heads = self._page, self._door.heads
+        if page is None:
             return False
+        head = whole_answer(data, self._head, heads.get(page.replica_id))
+        if head is None:
+            return False
+        if len(head.plain or b"") <= REMEMBERED:
+            heads[page.replica_id] = head
         self._answer.begun, self._answer.head = True, head
         counters, stays = self._door.counters, self._keep()
         counters.responded(head.status)
         counters.bytes_out += head.length or 0
         took_s = self._active_at - self._started_at
-        counters.first_byte.observe(took_s)
-        counters.whole.observe(took_s)
-        self._door.pool.answered(self._page, self._active_at - self._sent_at)
+        place = counters.first_byte.observe(took_s)
+        counters.whole.count(place, took_s)
+        self._door.pool.answered(page, self._active_at - self._sent_at)
         if not stays:
             data = response_bytes(head, connection=b"close", coding=None) + data[len(head.plain or b"") :]
         self._client.write(data)

@@ -24,9 +24,16 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
-        """One more."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+    def observe(self, value: float) -> int:
+        """One more; the place of its bucket."""
+        place = bisect_left(self.bounds, value)
+        self.counts[place] += 1
+        self.total += value
+        return place
+
+    def count(self, place: int, value: float) -> None:
+        """One more, whose bucket is known."""
+        self.counts[place] += 1
         self.total += value
 
 
