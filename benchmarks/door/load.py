@@ -2,9 +2,11 @@
 
     python load.py PORT post CONNECTIONS SECONDS
     python load.py PORT stream STREAMS SECONDS RATE
+    python load.py PORT upload|download CONNECTIONS SECONDS    8 MiB bodies
+    python load.py PORT idle STREAMS 0                         holds silent streams until its input ends
 
 Prints one JSON line: `done` (requests or events), `bad` (answers or streams that are not as they should be), and
-`p50_us`, the median of the request latencies or of the events' delays from origin to here.
+`p50_us` and `p99_us` of the request latencies or of the events' delays from origin to here.
 """
 
 from __future__ import annotations
@@ -25,13 +27,18 @@ POST = (
 )
 ANSWER_SIZE = 1024
 EVENT_MARK = b"data: "
+LARGE = 8 * 1024 * 1024
+UPLOAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGE + bytes(LARGE)
+DOWNLOAD = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % LARGE
 
 
 class Poster(asyncio.Protocol):
     """Sends the next request when the answer to the last one is whole."""
 
-    def __init__(self, until_ns: int) -> None:
+    def __init__(self, until_ns: int, request: bytes = POST, answer_size: int = ANSWER_SIZE) -> None:
         self._until_ns = until_ns
+        self._request = request
+        self._answer_size = answer_size
         self.latencies_ns: list[int] = []
         self.bad = 0
         self.done = asyncio.get_running_loop().create_future()
@@ -42,17 +49,23 @@ class Poster(asyncio.Protocol):
 
     def _send(self) -> None:
         self._data = b""
+        self._left = -1
         self._sent_ns = time.monotonic_ns()
-        self._transport.write(POST)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        self._data = self._data + data if self._data else data
-        head = self._data.find(b"\r\n\r\n")
-        if head < 0 or len(self._data) < head + 4 + ANSWER_SIZE:
+        if self._left < 0:
+            self._data += data
+            head = self._data.find(b"\r\n\r\n")
+            if head < 0:
+                return
+            self._left, data = self._answer_size, self._data[head + 4 :]
+        self._left -= len(data)
+        if self._left > 0:
             return
         now = time.monotonic_ns()
         self.latencies_ns.append(now - self._sent_ns)
-        self.bad += not self._data.startswith(b"HTTP/1.1 200")
+        self.bad += not self._data.startswith(b"HTTP/1.1 200") or self._left < 0
         if now < self._until_ns:
             self._send()
         else:
@@ -96,6 +109,38 @@ class Listener(asyncio.Protocol):
         self.done.set_result(None)
 
 
+class Holder(asyncio.Protocol):
+    """Has a stream that says nothing."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.get_running_loop().create_future()
+        self._data = b""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        transport.write(b"GET /0/0 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        if b"\r\n\r\n" in self._data and not self.begun.done():
+            self.begun.set_result(self._data.startswith(b"HTTP/1.1 200"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.begun.done():
+            self.begun.set_result(False)
+
+
+async def hold(port: int, count: int) -> None:
+    """Hold silent streams until the input ends."""
+    loop = asyncio.get_running_loop()
+    made: list[Holder] = []
+    for _ in range(count):
+        _, holder = await loop.create_connection(Holder, "127.0.0.1", port)
+        made.append(holder)
+    bad = sum(not good for good in await asyncio.gather(*(one.begun for one in made)))
+    print(json.dumps({"done": count, "bad": bad, "p50_us": 0, "p99_us": 0}), flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+
+
 async def run(port: int, kind: str, count: int, seconds: float, rate: float) -> None:
     """One pass."""
     loop = asyncio.get_running_loop()
@@ -104,19 +149,28 @@ async def run(port: int, kind: str, count: int, seconds: float, rate: float) -> 
     until_ns = time.monotonic_ns() + int(seconds * 1e9)
     made: list[Poster | Listener] = []
     for _ in range(count):
-        make = (lambda: Poster(until_ns)) if kind == "post" else (lambda: Listener(request, events))
+        make = {
+            "post": lambda: Poster(until_ns),
+            "upload": lambda: Poster(until_ns, UPLOAD),
+            "download": lambda: Poster(until_ns, DOWNLOAD, LARGE),
+            "stream": lambda: Listener(request, events),
+        }[kind]
         _, protocol = await loop.create_connection(make, "127.0.0.1", port)
         made.append(protocol)
     await asyncio.wait_for(asyncio.gather(*(one.done for one in made)), seconds * 3 + 10)
-    latencies = [latency for one in made for latency in one.latencies_ns]
+    latencies = sorted(latency for one in made for latency in one.latencies_ns) or [0]
     found = {
         "done": len(latencies),
         "bad": sum(one.bad for one in made),
-        "p50_us": statistics.median(latencies or [0]) / 1e3,
+        "p50_us": statistics.median(latencies) / 1e3,
+        "p99_us": latencies[int(len(latencies) * 0.99)] / 1e3,
     }
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
     _, port, kind, count, seconds, *rest = sys.argv
+    if kind == "idle":
+        uvloop.run(hold(int(port), int(count)))
+        sys.exit()
     uvloop.run(run(int(port), kind, int(count), float(seconds), float(rest[0]) if rest else 0.0))

@@ -2,8 +2,9 @@
 
     python origin.py PORTS      prints one line with the ports it listens on, and serves until it is killed
 
-`POST` is answered with 1 KiB of JSON. `GET /EVENTS/RATE` is answered with a stream of events of 200 bytes, chunked,
-each carrying the time it was sent.
+`POST` is answered with 1 KiB of JSON once its body is there. `GET /EVENTS/RATE` is answered with a stream of events of
+200 bytes, chunked, each carrying the time it was sent; without events (`GET /0/0`) the stream stays silent and open.
+`GET /BYTES` is answered with so many bytes.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ EVENT = b"c8\r\ndata: %020d " + b"y" * 171 + b"\n\n\r\n"
 
 
 class Connection(asyncio.Protocol):
-    """Answers requests whose heads and bodies come whole, as the generator and the proxies here send them."""
+    """Answers requests, one after the other."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, rng: Random) -> None:
         self._loop = loop
         self._rng = rng
         self._data = b""
         self._left = 0
+        self._body_left = 0
         self._period_s = 0.0
         self._due_at = 0.0
 
@@ -39,18 +41,36 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self._body_left:
+            data = self._take_body(data)
         self._data += data
-        while (end := self._data.find(b"\r\n\r\n")) >= 0:
-            if self._data.startswith(b"GET"):
-                self._begin_stream(self._data[: self._data.index(b"\r\n")].split(b" ")[1])
-                self._data = self._data[end + 4 :]
+        while (end := self._data.find(b"\r\n\r\n") + 4) >= 4:
+            head, rest = self._data[:end], self._data[end:]
+            if head.startswith(b"GET"):
+                self._data = rest
+                self._answer_get(head.split(b" ", 2)[1].rstrip(b"?"))  # one proxy adds a question mark
                 continue
-            start = self._data.lower().index(b"content-length:") + 15
-            size = end + 4 + int(self._data[start : self._data.index(b"\r\n", start)])
-            if len(self._data) < size:
-                return
-            self._data = self._data[size:]
+            start = head.lower().index(b"content-length:") + 15
+            self._body_left = int(head[start : head.index(b"\r\n", start)])
+            self._data = self._take_body(rest)
+
+    def _take_body(self, data: bytes) -> bytes:
+        taken = min(self._body_left, len(data))
+        self._body_left -= taken
+        if not self._body_left:
             self._transport.write(ANSWER)
+        return data[taken:]
+
+    def _answer_get(self, target: bytes) -> None:
+        if target == b"/0/0":
+            self._transport.write(STREAM)
+        elif target.count(b"/") == 2:
+            self._begin_stream(target)
+        elif target[1:].isdigit():
+            size = int(target[1:])
+            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        else:  # a question after the state of health, or for models
+            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
     def _begin_stream(self, target: bytes) -> None:
         _, events, rate = target.split(b"/")

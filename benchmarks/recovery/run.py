@@ -40,6 +40,7 @@ SERVICE = """\
 service:
   readiness_probe: /health
   replicas: 2
+  load_balancer: {retry: idempotent}
 resources:
   ports: 8080
 envs:

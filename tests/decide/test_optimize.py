@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.decide.builders import HERE, NOW, THERE, observation, replica, spec
+from tests.decide.builders import HERE, NOW, THERE, listing, observation, replica, spec
 
 from skyserve.decide import health, optimize
+from skyserve.decide.reconcile import decide
 from skyserve.model.evidence import Outcome, OutcomeKind
 from skyserve.model.health import Cooldown, CooldownKind
 from skyserve.model.offering import CapacityType, Location, Offering
@@ -121,6 +122,18 @@ def test_a_target_by_accelerator_makes_the_price_that_of_throughput() -> None:
     policy = ReplicaPolicy(1, 4, target_qps_per_replica={"L4": 1.0, "A100": 8.0})
     asked = spec(resources=ResourceChoice(wanted), replica_policy=policy)
     assert [o.instance_type for o in optimize.rank((gpu("L4", 1.0), gpu("A100", 4.0)), asked)] == ["A100", "L4"]
+
+
+def test_a_target_by_accelerator_is_what_a_replica_weighs() -> None:
+    wanted = ResourceChoice((Resources(accelerators=Accelerator("A100")),))
+    policy = ReplicaPolicy(2, 4, target_qps_per_replica={"L4": 1.0, "A100": 8.0, "A100:2": 15.0})
+    asked = spec(resources=wanted, replica_policy=policy)
+    offerings = (gpu("L4", 1.0), gpu("A100", 4.0), gpu("A100", 8.0, 2), gpu("T4", 1.0), None)
+    assert [optimize.weight(offering, asked) for offering in offerings] == [1.0, 8.0, 15.0, 1.0, 1.0]
+    assert optimize.weight(gpu("A100", 4.0), spec()) == 1.0
+    mixed = (replica(1, offering=gpu("L4", 1.0)), replica(2, offering=gpu("A100", 4.0)))
+    plan = decide(observation(replicas=mixed, specs={1: asked}, providers=listing(*mixed)))
+    assert [(row.replica_id, row.weight) for row in plan.endpoints] == [(1, 1.0), (2, 8.0)]
 
 
 def test_nothing_above_the_users_limit_is_ever_chosen() -> None:

@@ -29,6 +29,7 @@ service:
     path: /health
     endpoint_probe_interval_seconds: 1
   replicas: {replicas}
+  load_balancer: {{retry: idempotent}}
 resources:
   ports: 8080
 {envs}

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import ssl
 import threading
 import time
 import urllib.error
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Sky, processes_of, wait_for
+from tests.load_balancer.test_door_tls import certify
 
 pytestmark = pytest.mark.e2e
 
@@ -184,10 +186,27 @@ def test_requests_wait_while_no_replica_is_ready(sky: Sky) -> None:
     wait_for(answered, why="the held request is answered by the first replica")
 
 
+def test_a_certificate_makes_the_endpoint_https(sky: Sky) -> None:
+    files = certify(sky.home.parent, "one")
+    path = sky.yaml(1)
+    tls = f"retry: idempotent}}\n  tls: {{keyfile: {files.keyfile}, certfile: {files.certfile}}}"
+    path.write_text(path.read_text().replace("retry: idempotent}", tls))
+    sky("serve", "up", str(path), "-n", "chat", "-y")
+    endpoint = sky.endpoint()
+    assert endpoint.startswith("https://127.0.0.1:")
+    trusting = ssl.create_default_context(cafile=files.certfile)
+    with urllib.request.urlopen(f"{endpoint}/x", timeout=10, context=trusting) as response:
+        assert json.load(response)["replica"] == "1"
+    with pytest.raises(ConnectionError):
+        get(endpoint.replace("https", "http"))
+    Path(files.certfile).write_text("no certificate")
+    sky("serve", "update", "chat", str(path), "-y", code=2)
+    assert "cannot be used" in sky.err
+
+
 def test_redirect_mode(sky: Sky) -> None:
     path = sky.yaml(1)
-    text = path.read_text().replace("  replicas: 1\n", "  replicas: 1\n  load_balancer:\n    mode: redirect\n")
-    path.write_text(text)
+    path.write_text(path.read_text().replace("retry: idempotent", "mode: redirect"))
     sky("serve", "up", str(path), "-n", "chat", "-y")
     with urllib.request.urlopen(f"{sky.endpoint()}/a?b=c", timeout=10) as response:
         assert response.url == f"{sky.ready()[1]['endpoint']}/a?b=c"

@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -22,6 +22,10 @@ from skyserve.model.service import LoadBalancer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PATIENCE_S = 5.0
+RECEIVED = 256 * 1024
+"""Bytes that the kernel takes in for a replica that does not read; it would else take in more and more."""
+MAY_REPEAT = LoadBalancer(retry="idempotent")
+"""What the tests begin with; those of what is not repeated say so."""
 SETTLING_TURNS = 40
 
 
@@ -138,8 +142,9 @@ async def answer_ok(wire: Wire, request: Request) -> None:
 class Replica:
     """A server that runs a script for each request, and remembers what came."""
 
-    def __init__(self, id_: int, script: Script) -> None:
+    def __init__(self, id_: int, script: Script, host: str) -> None:
         self.id = id_
+        self.host = host
         self.script = script
         self.accepted = 0
         self.requests: list[Request] = []
@@ -150,12 +155,15 @@ class Replica:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port or self.port, limit=2**20)
-        self.port = self._server.sockets[0].getsockname()[1]
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.create_server((self.host, port or self.port), family=family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
+        self._server = await asyncio.start_server(self._serve, sock=listener, limit=2**20)
+        self.port = listener.getsockname()[1]
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     async def stop(self) -> None:
         """Refuse from now on, and cut what is open."""
@@ -210,6 +218,8 @@ class Rig:
         self.replicas: list[Replica] = []
         self._clients: list[Wire] = []
         self._number = 0
+        self.door.settings = MAY_REPEAT
+        self._settings = MAY_REPEAT
 
     def later(self, seconds: float) -> None:
         """Set the door's clock ahead, and have it look at it."""
@@ -231,8 +241,8 @@ class Rig:
             await replica.stop()
         await asyncio.sleep(0.01)
 
-    async def replica(self, script: Script = answer_ok, *, listed: bool = True) -> Replica:
-        replica = Replica(len(self.replicas) + 1, script)
+    async def replica(self, script: Script = answer_ok, *, listed: bool = True, host: str = "127.0.0.1") -> Replica:
+        replica = Replica(len(self.replicas) + 1, script, host)
         await replica.start()
         self.replicas.append(replica)
         if listed:
@@ -242,7 +252,7 @@ class Rig:
     def list(self, *replicas: Replica, draining: tuple[Replica, ...] = (), **fields: Any) -> None:
         """Push a table with these replicas; other settings stay unless they are given."""
         old = self.door.table
-        settings = fields.pop("settings", old.settings)
+        settings = self._settings = fields.pop("settings", self._settings)
         rows = [Endpoint(replica.id, replica.address) for replica in replicas]
         rows += [Endpoint(replica.id, replica.address, draining=True) for replica in draining]
         self._number += 1
@@ -252,10 +262,10 @@ class Rig:
         assert self.door.apply(table)
 
     def settings(self, **fields: Any) -> None:
-        self.list(*self.replicas, settings=LoadBalancer(**fields))
+        self.list(*self.replicas, settings=replace(MAY_REPEAT, **fields))
 
-    async def client(self) -> Wire:
-        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**20))
+    async def client(self, port: int = 0) -> Wire:
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", port or self.port, limit=2**20))
         self._clients.append(wire)
         return wire
 

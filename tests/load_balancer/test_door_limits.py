@@ -218,7 +218,7 @@ def test_a_client_that_asks_and_does_not_read_fills_no_memory(rig_once, mode: st
 
 def test_a_replica_that_does_not_accept_is_passed_over(rig) -> None:
     async def scenario(rig) -> None:
-        rig.door.limits = replace(LIMITS, connect_s=0.1)
+        rig.settings(connect_timeout_seconds=0.1)
         with socket.socket() as full:
             full.bind(("127.0.0.1", 0))
             full.listen(0)
@@ -231,7 +231,11 @@ def test_a_replica_that_does_not_accept_is_passed_over(rig) -> None:
             address = f"127.0.0.1:{full.getsockname()[1]}"
             rig._number += 1
             rig.door.apply(
-                RoutingTable(rig._number, endpoints=(Endpoint(0, address), Endpoint(alive.id, alive.address)))
+                RoutingTable(
+                    rig._number,
+                    settings=rig.door.settings,
+                    endpoints=(Endpoint(0, address), Endpoint(alive.id, alive.address)),
+                )
             )
             assert (await rig.ask(POST + b"defghi")).body == b"ok"
             assert rig.door.pool.suspects() == (0,)

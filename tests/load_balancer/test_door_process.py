@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import ssl
 import stat
 import subprocess
 import sys
@@ -196,41 +194,6 @@ def test_a_port_in_use_has_its_own_exit_code(door: Process) -> None:
     door.controller()  # the first one's socket is still there
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
-def test_it_speaks_tls(door: Process, replica: str) -> None:
-    key, certificate = door.directory / "key.pem", door.directory / "cert.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    make += [
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-    ]
-    subprocess.run(make, check=True, capture_output=True)
-    process = door.start(0, "--tls-keyfile", str(key), "--tls-certfile", str(certificate))
-    controller, _ = door.controller()
-    controller.say(encode_table(RoutingTable(1, endpoints=(Endpoint(3, replica),))))
-    context = ssl.create_default_context(cafile=str(certificate))
-    with (
-        socket.create_connection(("127.0.0.1", door.port), timeout=5.0) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as client,
-    ):
-        for _ in range(2):
-            client.sendall(GET.replace(b"Connection: close\r\n", b""))
-            answer = b""
-            while not answer.endswith(b"ok"):
-                answer += client.recv(65536)
-        client.sendall(b"nonsense\n\n")
-        assert client.recv(65536).startswith(b"HTTP/1.1 400")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(5.0) == 0
-    assert b"Traceback" not in process.stderr.read()
-
-
 def test_a_suspect_is_told_at_once(door: Process) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
@@ -244,6 +207,74 @@ def test_a_suspect_is_told_at_once(door: Process) -> None:
             asked_at = time.monotonic()
             controller.hear_until(lambda report: report.suspects == (4,))
             assert time.monotonic() - asked_at < 0.9
+
+
+def test_metrics_are_there_for_who_asks_in_http(door: Process, replica: str) -> None:
+    door.start()
+    controller, _ = door.controller()
+    controller.say(encode_table(RoutingTable(5, endpoints=(Endpoint(3, replica),))))
+    controller.hear_until(lambda report: report.load.table == 5)
+    for _ in range(3):
+        assert door.ask().endswith(b"ok")
+    door.ask(b"nonsense\n\n")
+    page = scrape(door.admin, "/metrics")
+    assert page.startswith("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n")
+    found = numbers(page.partition("\r\n\r\n")[2])
+    assert found["skyserve_door_requests_total"] == 3
+    assert found['skyserve_door_responses_total{code="200"}'] == 3
+    assert found['skyserve_door_responses_total{code="400"}'] == 1
+    assert found['skyserve_door_in_flight{replica="3"}'] == 0
+    assert found["skyserve_door_response_body_bytes_total"] == 6
+    assert found['skyserve_door_first_byte_seconds_bucket{le="+Inf"}'] == 3
+    assert found["skyserve_door_request_seconds_count"] == 3
+    assert found["skyserve_door_request_seconds_sum"] >= found["skyserve_door_first_byte_seconds_sum"]
+    deadline = time.monotonic() + 10.0
+    while not numbers(scrape(door.admin, "/metrics").partition("\r\n\r\n")[2])["skyserve_door_loop_lag_seconds_count"]:
+        assert time.monotonic() < deadline
+    assert found["skyserve_door_table_number"] == 5
+    assert scrape(door.admin, "/other").startswith("HTTP/1.1 404")
+    assert isinstance(controller.hear(), DoorReport), "the controller is not disturbed"
+
+
+def scrape(path: Path, target: str) -> str:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5.0)
+        client.connect(str(path))
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: door\r\n\r\n".encode())
+        answer = b""
+        while data := client.recv(65536):
+            answer += data
+    return answer.decode()
+
+
+def numbers(text: str) -> dict[str, float]:
+    """The samples of a page; each family says first what it is."""
+    found: dict[str, float] = {}
+    known: set[str] = set()
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            known.add(line.split(" ")[2])
+        elif not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            family = name.partition("{")[0]
+            assert family in known or family.rpartition("_")[0] in known
+            assert name not in found
+            found[name] = float(value)
+    return found
+
+
+def test_reports_to_one_controller_after_another_count_each_request_once(door: Process, replica: str) -> None:
+    door.start()
+    first, _ = door.controller()
+    first.say(encode_table(RoutingTable(1, endpoints=(Endpoint(3, replica),))))
+    for asked in range(1, 4):
+        assert door.ask().endswith(b"ok")
+        first.hear_until(lambda report, asked=asked: report.load.requests_total == asked)
+    first.close()
+    assert door.ask().endswith(b"ok")  # while nobody listens
+    second, hello = door.controller()
+    report = second.hear_until(lambda report: True)
+    assert (report.load.boot, report.load.requests_total, report.responses) == (hello.boot, 4, {200: 4})
 
 
 def test_nonsense_ends_only_its_own_admin_connection(door: Process) -> None:

@@ -601,3 +601,39 @@ def test_early_data_waits_for_the_tunnel(rig) -> None:
         assert await client.reader.readexactly(9) == b"got hello"
 
     rig(scenario)
+
+
+def test_a_head_like_the_last_is_understood_like_the_last_and_no_other_is(rig_once) -> None:
+    async def scenario(rig) -> None:
+        replica = await rig.replica()
+        client = await rig.client()
+        kinds = [(b"/a", b"x"), (b"/a", b"x"), (b"/b", b"x"), (b"/a", b"y"), (b"/a", b"y")]
+        for target, host in kinds:
+            client.send(b"POST %b HTTP/1.1\r\nHost: %b\r\nContent-Length: 3\r\n\r\nabc" % (target, host))
+            assert (await client.answer()).body == b"ok"
+        assert [(one.line.split(b" ")[1], one.one("host")) for one in replica.requests] == kinds
+        assert len({one.one("x-request-id") for one in replica.requests}) == len(kinds)
+
+    rig_once(scenario)
+
+
+@pytest.mark.parametrize("step", [10_000, 40, 1])
+def test_a_short_answer_is_the_same_in_one_piece_and_in_many(rig_once, step: int) -> None:
+    answer = b"HTTP/1.1 201 Made\r\nA: b\r\nContent-Length: 9\r\nC: d\r\n\r\n123456789"
+
+    async def script(wire, request) -> None:
+        for start in range(0, len(answer), step):
+            wire.send(answer[start : start + step])
+            await asyncio.sleep(0.001)
+
+    async def scenario(rig) -> None:
+        replica = await rig.replica(script)
+        client = await rig.client()
+        for keep in (True, True, False):
+            client.send(GET if keep else GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            whole = await client.reader.readuntil(b"123456789")
+            assert whole == (answer if keep else answer.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert await client.ended()
+        assert replica.accepted == 1
+
+    rig_once(scenario)

@@ -20,7 +20,7 @@ from skyserve.load_balancer.wire import (
 )
 from skyserve.model.evidence import LoadReport
 from skyserve.model.routing import Endpoint, RoutingTable
-from skyserve.model.service import LoadBalancer
+from skyserve.model.service import LoadBalancer, Tls
 
 positive = st.floats(0.001, 1e6)
 counts = st.dictionaries(st.integers(0, 10**6), st.integers(0, 10**9), max_size=4)
@@ -42,9 +42,18 @@ tables = st.builds(
         st.integers(0, 10**6),
         positive,
         st.sampled_from(["safe", "idempotent"]),
+        positive,
+        st.none() | positive,
+        st.none() | positive,
+        st.none() | st.integers(1, 10**6),
+        st.none() | positive,
+        positive,
+        st.sampled_from(["header:X-Id", "cookie:sid"]),
+        st.integers(1, 64),
     ),
     st.lists(endpoints, max_size=4).map(tuple),
     st.booleans(),
+    st.none() | st.just(Tls("/k", "/c")),
 )
 reports = st.builds(
     DoorReport,

@@ -364,3 +364,45 @@ def test_a_damaged_request_that_we_take_is_taken_the_same_by_h11(damages: list[t
 def test_an_answer_whose_chunks_some_would_look_for_is_refused(coding: bytes) -> None:
     with pytest.raises(BadMessage):
         parse_response_head(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %b\r\n\r\n" % coding)
+
+
+PLAIN = [
+    (b"200 OK\r\nA: b", True),
+    (b"200 OK\r\nContent-Length: 5\r\nA: b", True),
+    (b"200 OK\r\ncontent-length:5", True),
+    (b"404 Not Found\r\nTransfer-Encoding: Chunked\r\nX-Connection: close", True),
+    (b"304 Not Modified\r\nContent-Length: 5", True),
+    (b"200", False),
+    (b"204 No Content\r\nContent-Length: 0", False),
+    (b"103 Early Hints\r\nA: b", False),
+    (b"200 OK\r\nConnection: keep-alive\r\nContent-Length: 5", False),
+    (b"200 OK\r\nKeep-Alive: timeout=5", False),
+    (b"200 OK\r\nTransfer-Encoding: gzip", False),
+    (b"200 OK\r\nContent-Length: 5\r\nContent-Length: 5", False),
+    (b"200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked", False),
+]
+
+
+@pytest.mark.parametrize(("said", "plain"), PLAIN)
+def test_only_what_concerns_no_connection_is_passed_on_as_it_is(said: bytes, plain: bool) -> None:
+    block = b"HTTP/1.1 " + said + b"\r\n\r\n"
+    head = parse_response_head(block)
+    assert (head.plain == block) == plain
+    assert parse_response_head(block.replace(b"HTTP/1.1", b"HTTP/1.0")).plain is None
+
+
+@pytest.mark.parametrize("bad", [b"A : b", b" folded", b"A: \x00", b"noname", b": b", b"Content-Length: 5\r\nA\x7f: b"])
+def test_a_plain_head_is_read_as_strictly(bad: bytes) -> None:
+    with pytest.raises(BadMessage):
+        parse_response_head(b"HTTP/1.1 200 OK\r\n" + bad + b"\r\n\r\n")
+
+
+@settings(max_examples=150, deadline=None)
+@given(responses)
+def test_a_plain_head_says_what_its_parts_say(data: bytes) -> None:
+    block = data[: head_end(data)]
+    head, parts = (
+        parse_response_head(block),
+        parse_response_head(block.replace(b"\r\n\r\n", b"\r\nKeep-Alive: 5\r\n\r\n")),
+    )
+    assert (parts.plain, parts.status, parts.length, parts.chunked) == (None, head.status, head.length, head.chunked)

@@ -21,7 +21,7 @@ class Conn:
 def pool_of(*ids: int) -> tuple[Pool[Conn], list[int]]:
     news: list[int] = []
     pool: Pool[Conn] = Pool(lambda: news.append(1))
-    pool.apply([Endpoint(id_, f"h:{id_}") for id_ in ids])
+    pool.apply([Endpoint(id_, f"h:{id_}") for id_ in ids], 0.0)
     return pool, news
 
 
@@ -72,13 +72,13 @@ def test_last_resorts_do_not_lengthen_the_ejection() -> None:
 def test_a_fresh_listing_clears_and_a_mere_repetition_does_not() -> None:
     pool, _ = pool_of(1, 2)
     pool.refused(pool.candidates(0.0, ())[0], 0.0)
-    pool.apply([Endpoint(1, "h:1"), Endpoint(2, "h:2")])
+    pool.apply([Endpoint(1, "h:1"), Endpoint(2, "h:2")], 0.0)
     assert ids(pool.candidates(0.0, ())) == [2]
-    pool.apply([Endpoint(2, "h:2")])
-    pool.apply([Endpoint(1, "h:1"), Endpoint(2, "h:2")])
+    pool.apply([Endpoint(2, "h:2")], 0.0)
+    pool.apply([Endpoint(1, "h:1"), Endpoint(2, "h:2")], 0.0)
     assert ids(pool.candidates(0.0, ())) == [1, 2]
     pool.refused(pool.candidates(0.0, ())[0], 0.0)
-    pool.apply([Endpoint(1, "other:1"), Endpoint(2, "h:2")])
+    pool.apply([Endpoint(1, "other:1"), Endpoint(2, "h:2")], 0.0)
     assert ids(pool.candidates(0.0, ())) == [1, 2]
 
 
@@ -127,7 +127,7 @@ def test_idle_connections_are_used_youngest_first_and_not_when_old() -> None:
     assert pool.take_idle(page, 2.9 + IDLE_LIMIT_S) is young
     third = Conn()
     pool.put_idle(page, third, 9.0)
-    pool.apply([Endpoint(1, "h:1", draining=True)])
+    pool.apply([Endpoint(1, "h:1", draining=True)], 0.0)
     assert third.closed
     fourth = Conn()
     pool.put_idle(page, fourth, 9.0)
@@ -158,9 +158,9 @@ def test_counts_never_drift(steps: list[tuple[str, int]]) -> None:
         elif verb == "answer" and inside:
             pool.answered(inside[-1], 0.1)
         elif verb == "drop":
-            pool.apply([row for row in listed if row.replica_id != id_])
+            pool.apply([row for row in listed if row.replica_id != id_], 0.0)
         elif verb in ("list", "drain"):
-            pool.apply(listed)
+            pool.apply(listed, now)
         now += 0.5
         counts = pool.in_flight()
         assert {n: count for n, count in counts.items() if count} == {

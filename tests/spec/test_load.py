@@ -61,7 +61,15 @@ def test_all_of_service() -> None:
     stream_timeout_seconds: 60
     queue_size: 0
     queue_timeout_seconds: 1
-    retry: safe
+    retry: Idempotent
+    connect_timeout_seconds: 1.5
+    first_byte_timeout_seconds: 6
+    request_timeout_seconds: 7
+    max_concurrency_per_replica: 8
+    max_body_mib: 0.5
+    slow_start_seconds: 9
+    session_key: cookie:Sid
+    workers: 2
   tls: {keyfile: ~/key.pem, certfile: ~/cert.pem}
 """,
         resources="{ports: [8080-8082], use_spot: true}",
@@ -88,7 +96,7 @@ def test_all_of_service() -> None:
     )
     assert spec.port == 8081
     assert spec.load_balancing_policy == "instance_aware_least_load"
-    assert spec.load_balancer == LoadBalancer("redirect", 60, 0, 1, "safe")
+    assert spec.load_balancer == LoadBalancer("redirect", 60, 0, 1, "idempotent", 1.5, 6, 7, 8, 0.5, 9, "cookie:Sid", 2)
     assert spec.tls == Tls("~/key.pem", "~/cert.pem")
 
 

@@ -176,7 +176,7 @@ def test_a_missing_section_is_answered_with_what_a_file_needs() -> None:
         (service("replica_policy: {min_replicas: 1, dynamic_ondemand_fallback: true}"), "for services on spot"),
         (service("replica_policy: {min_replicas: 1, base_ondemand_fallback_replicas: 1}"), "for services on spot"),
         (service("replica_policy: {min_replicas: 1, spot_placer: other}"), "must be one of dynamic_fallback"),
-        (service("load_balancing_policy: power_of_two"), "must be one of round_robin, least_load, instance_aware"),
+        (service("load_balancing_policy: fastest"), "must be one of round_robin, least_load, instance_aware"),
         (service("load_balancer: {mode: relay}"), "must be one of proxy, redirect"),
         (service("load_balancer: {retry: never}"), "must be one of idempotent, safe"),
         (service("load_balancer: {stream_timeout_seconds: 0}"), "must be a number above 0"),

@@ -55,4 +55,6 @@ def test_bounds_and_defaults_come_along() -> None:
         '"type": "number", "exclusiveMinimum": 0, "description": "How long one probe may take.", "default": 15.0'
         in text
     )
-    assert '"enum": ["round_robin", "least_load", "instance_aware_least_load"]' in text
+    assert (
+        '"enum": ["round_robin", "least_load", "instance_aware_least_load", "power_of_two", "session_affinity"]' in text
+    )

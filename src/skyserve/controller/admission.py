@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 from collections.abc import Mapping
 
 from skyserve.config import ENDPOINT_PORTS
 from skyserve.controller.offers import Offered
 from skyserve.errors import Infeasible, UsageError
 from skyserve.model.offering import CapacityType
-from skyserve.model.service import ServiceSpec
+from skyserve.model.service import ServiceSpec, Tls
 from skyserve.providers.base import Provider
 from skyserve.spec.fields import SERVICE_NAME, SERVICE_NAME_FORM
 from skyserve.spec.listening import PORT_VARIABLE, asks_for_its_port, hard_codes_port
@@ -29,10 +30,17 @@ def refuse_impossible(spec: ServiceSpec) -> None:
             hint="use an instance with more accelerators, or num_nodes: 1",
         )
     if spec.tls is not None:
+        _refuse_certificate(spec.tls)
+
+
+def _refuse_certificate(tls: Tls) -> None:
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(tls.certfile, tls.keyfile, password="")
+    except OSError as error:  # ssl.SSLError is one
         raise UsageError(
-            "tls: the endpoint cannot serve TLS itself yet",
-            hint="remove the tls section and put a TLS proxy in front of the endpoint",
-        )
+            f"tls: {tls.keyfile} and {tls.certfile} cannot be used: {error}",
+            hint="give a PEM key without a passphrase and the chain of its certificate, on the controller's machine",
+        ) from error
 
 
 def refuse_crowding(spec: ServiceSpec, offered: Offered, providers: Mapping[str, Provider]) -> None:

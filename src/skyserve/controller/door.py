@@ -192,6 +192,8 @@ class Door:
         command = [sys.executable, "-m", "skyserve.load_balancer", "--service", place.service]
         command += ["--dir", str(place.directory), "--host", place.host, "--port", str(place.port)]
         command += ["--socket", str(place.socket)]
+        if self._table is not None and self._table.tls is not None:
+            command += ["--tls-keyfile", self._table.tls.keyfile, "--tls-certfile", self._table.tls.certfile]
         log.info("service %s: starting the door on port %d", place.service, place.port)
         descriptor = os.open(place.directory / "door.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:

@@ -136,6 +136,7 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
             settings=latest.load_balancer,
             endpoints=plan.endpoints,
             closing=not observation.wanted,
+            tls=latest.tls,
         )
     )
     questions: dict[int, Question] = {}

@@ -36,7 +36,7 @@ def service_view(state: ServiceState, *, host: str, now: float, load: LoadReport
         ready=len(ready),
         total=sum(r.status is not ReplicaStatus.FAILED for r in state.replicas),
         target=state.target,
-        endpoint=f"http://{host}:{state.port}",
+        endpoint=f"{'https' if latest.tls else 'http'}://{host}:{state.port}",
         policy=policy_text(latest.replica_policy),
         load_balancing_policy=latest.load_balancing_policy,
         requested_resources=choice_text(latest.resources),

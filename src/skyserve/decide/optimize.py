@@ -119,6 +119,11 @@ def unit_price(offering: Offering, spec: ServiceSpec) -> float:
     return offering.price_per_hour / _units(offering, _throughput(spec))
 
 
+def weight(offering: Offering | None, spec: ServiceSpec) -> float:
+    """A replica's capacity beside others of its service, which load balancing policies may go by."""
+    return 1.0 if offering is None else _units(offering, _throughput(spec))
+
+
 def _units(offering: Offering, throughput: Mapping[str, float]) -> float:
     """What one replica on this offering is worth: its target rate where the policy names one for its accelerator."""
     accelerator = offering.accelerator

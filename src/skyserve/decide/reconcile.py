@@ -5,7 +5,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from skyserve.decide import autoscale, backoff, health, launching, lifecycle, mixing, power, removal, rollout, setback
+from skyserve.decide import (
+    autoscale,
+    backoff,
+    health,
+    launching,
+    lifecycle,
+    mixing,
+    optimize,
+    power,
+    removal,
+    rollout,
+    setback,
+)
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
 from skyserve.model.evidence import Silent
@@ -142,7 +154,8 @@ def _endpoints(draft: Draft) -> tuple[Endpoint, ...]:
         if replica.endpoint is None:
             continue
         if replica.status is ReplicaStatus.READY and replica.version in routed:
-            rows.append(Endpoint(replica.id, replica.endpoint))
+            spec = draft.o.specs[replica.version]
+            rows.append(Endpoint(replica.id, replica.endpoint, optimize.weight(replica.offering, spec)))
         elif replica.status in (ReplicaStatus.READY, ReplicaStatus.NOT_READY, ReplicaStatus.DRAINING):
             rows.append(Endpoint(replica.id, replica.endpoint, draining=True))
     return tuple(rows)

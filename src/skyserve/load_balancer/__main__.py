@@ -15,15 +15,19 @@ import os
 import resource
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
+from skyserve.load_balancer import worker
+from skyserve.load_balancer.board import Board, new_board
+from skyserve.load_balancer.crew import Crew
 from skyserve.load_balancer.door import Door
 from skyserve.load_balancer.server import Server, open_listener
 from skyserve.load_balancer.sync import AdminServer, TableFile
+from skyserve.load_balancer.tls import Certificate
+from skyserve.model.service import Tls
 
 EXIT_PORT_IN_USE = 98
 """Exit code when something else listens on the port."""
@@ -46,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     os.umask(0o077)
     files = _raise_file_limit()
+    if options.worker:
+        board, most = Board(options.board, options.worker), _most_clients(files)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(worker.serve((options.host, options.port), options.channel, board, most))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         listener = open_listener(options.host, options.port)
@@ -53,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("cannot listen on %s port %d: %s", options.host, options.port, error.strerror)
         return EXIT_PORT_IN_USE if error.errno == errno.EADDRINUSE else 1
     try:
-        tls = _tls(options.tls_keyfile, options.tls_certfile)
+        tls = _certificate(options.tls_keyfile, options.tls_certfile)
     except OSError as error:  # ssl.SSLError is one
         logger.error("cannot use the TLS key and certificate: %s", error)
         listener.close()
@@ -62,19 +70,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return runner.run(_serve(options, files, listener, tls))
 
 
-async def _serve(options: argparse.Namespace, files: int, listener: socket.socket, tls: ssl.SSLContext | None) -> int:
+async def _serve(options: argparse.Namespace, files: int, listener: socket.socket, tls: Certificate | None) -> int:
     service: str = options.service
     directory: Path = options.dir
     admin_path: Path = options.socket
     loop = asyncio.get_running_loop()
     door = Door(os.urandom(8).hex(), loop.time, Random())
-    server = Server(door, most_clients=max(1, (files - OTHER_FILES) // 2))
+    server = Server(door, _most_clients(files))
     tables = TableFile(directory)
     port: int = listener.getsockname()[1]
     admin = AdminServer(door, tables, port, server.stop)
+    crew = admin.crew = Crew(_worker_command(options, port), new_board(), admin.report_soon)
     kept = tables.load()
     if kept is not None:
-        door.apply(kept)
+        admin.obey(kept)
     try:
         await admin.start(admin_path)
     except OSError as error:
@@ -83,17 +92,27 @@ async def _serve(options: argparse.Namespace, files: int, listener: socket.socke
         return 1
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, server.stop, GRACE_S)
+            loop.add_signal_handler(number, admin.stop, GRACE_S)
         await server.start(listener, tls)
         gc.collect()
         gc.freeze()  # what is here now stays: no need to look at it again and again
         logger.info("service %s: serving on port %d, routing table %d", service, port, door.table.number)
         await server.stopped
+        await crew.gone()
     finally:
         admin.close()
     await asyncio.sleep(0)  # let closed transports say goodbye
     logger.info("service %s: stopped", service)
     return 0
+
+
+def _most_clients(files: int) -> int:
+    return max(1, (files - OTHER_FILES) // 2)
+
+
+def _worker_command(options: argparse.Namespace, port: int) -> list[str]:
+    command = [sys.executable, "-m", "skyserve.load_balancer", "--service", options.service, "--dir", str(options.dir)]
+    return [*command, "--host", options.host, "--port", str(port), "--socket", str(options.socket)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,15 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-keyfile", type=Path, help="private key of the endpoint; with it clients speak HTTPS")
     parser.add_argument("--tls-certfile", type=Path, help="its certificate")
     parser.add_argument("--socket", required=True, type=Path, help="path of the admin socket")
+    for name in ("--worker", "--channel", "--board"):  # of a further worker, from the first one
+        parser.add_argument(name, type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
-def _tls(keyfile: Path | None, certfile: Path | None) -> ssl.SSLContext | None:
-    if keyfile is None or certfile is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certfile, keyfile)
-    return context
+def _certificate(keyfile: Path | None, certfile: Path | None) -> Certificate | None:
+    return None if keyfile is None or certfile is None else Certificate(Tls(str(keyfile), str(certfile)))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

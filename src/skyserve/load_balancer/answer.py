@@ -6,6 +6,7 @@ Bytes in, bytes out. It knows HTTP's answers, and must not know connections, rep
 from __future__ import annotations
 
 from skyserve.load_balancer.framing import (
+    HEAD_LIMIT,
     Body,
     ChunkedBody,
     RequestHead,
@@ -16,6 +17,22 @@ from skyserve.load_balancer.framing import (
     response_body,
 )
 from skyserve.load_balancer.headers import response_bytes
+
+
+def whole_answer(data: bytes, request: RequestHead, last: ResponseHead | None) -> ResponseHead | None:
+    """The head of an answer that is here from its first byte to its last and can be passed on as it is; None for any
+    other. `last` is such a head of the same replica: one that is the same has been understood. Raises BadMessage."""
+    if not request.minor or request.method == b"HEAD":
+        return None
+    if last is not None and last.plain is not None and data.startswith(last.plain):
+        head, end = last, len(last.plain)
+    else:
+        end = data.find(b"\r\n\r\n") + 4
+        if not 4 <= end <= HEAD_LIMIT or not data.startswith(b"HTTP/1.1 2"):
+            return None
+        head = parse_response_head(data[:end])
+    length = head.length
+    return head if head.plain is not None and length is not None and len(data) == end + length else None
 
 
 class Answer:
@@ -66,8 +83,16 @@ class Answer:
 
     def head_bytes(self, head: ResponseHead, connection: bytes) -> bytes:
         """The head for the client; `connection` is our own word on it."""
+        if self._decoding is not None and head.plain is not None:
+            return self._old_head_bytes(head.plain, connection)
         coding = None if head.status == 204 or self._decoding is not None else head.coding
         return response_bytes(head, connection=connection, coding=coding)
+
+    def _old_head_bytes(self, plain: bytes, connection: bytes) -> bytes:
+        """A plain head of chunks, for a client that gets the body without them."""
+        line, *lines = plain[:-4].split(b"\r\n")
+        lines = [one for one in lines if one.partition(b":")[0].lower() != b"transfer-encoding"]
+        return b"\r\n".join([line, *lines, b"Connection: %b" % connection, b"", b""])
 
     def relay(self, data: bytes) -> bytes:
         """Take in bytes of the body: what the client gets. Raises BadMessage."""

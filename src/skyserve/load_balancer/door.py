@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from itertools import count
 from random import Random
 from typing import Protocol
 
-from skyserve.load_balancer.framing import RequestHead
+from skyserve.load_balancer.framing import RequestHead, ResponseHead
 from skyserve.load_balancer.hold import Hold
 from skyserve.load_balancer.knock import Knocks
 from skyserve.load_balancer.limits import Limits
@@ -49,7 +50,9 @@ class Waiting(Protocol):
 
 class Door:
     """The shared state. `time` is a monotonic clock in seconds; `on_news` is called when the controller should hear
-    of something at once, and may be set later."""
+    of something at once, and may be set later. `refusing`: the service closes, or this process does.
+    `id_prefix` and the next of `ids` make the id of a request that has none.
+    `heads` are the last plain ones of short answers, by replica id."""
 
     def __init__(self, boot: str, time: Callable[[], float], rng: Random, limits: Limits = DEFAULT_LIMITS) -> None:
         self.boot = boot
@@ -60,25 +63,31 @@ class Door:
         self.table = RoutingTable(number=0)
         self.settings = self.table.settings
         self.pool: Pool[UpstreamConnection] = Pool(self._news)
-        self.knocks = Knocks(self.pool, time, limits.connect_s)
+        self.knocks = Knocks(self.pool, time, lambda: self.settings.connect_timeout_seconds)
         self.hold: Hold[Waiting] = Hold(self._news)
         self.counters = Counters(time())
-        self.stopping = False
+        self.id_prefix = b"%016x" % rng.getrandbits(64)
+        self.ids = count()
+        self.heard_at = time()
+        self.heads: dict[int, ResponseHead] = {}
+        self.refusing = False
+        self._stopping = False
+        self.body_limit: float = _bytes(self.settings.max_body_mib)
         self._policy: Policy = LeastLoad()
-
-    @property
-    def refusing(self) -> bool:
-        """No new requests: the service closes, or this process does."""
-        return self.stopping or self.table.closing
 
     def apply(self, table: RoutingTable) -> bool:
         """Obey `table` from now on. False, and nothing changes, when one as new is in force."""
+        self.heard_at = self.time()
         if table.number <= self.table.number:
             return False
-        if table.policy != self.table.policy:
-            self._policy = self._policy_named(table.policy)
+        if (table.policy, table.settings.session_key) != (self.table.policy, self.settings.session_key):
+            self._policy = self._policy_named(table.policy, table.settings.session_key)
         self.table, self.settings = table, table.settings
-        self.pool.apply(table.endpoints)
+        self.body_limit = _bytes(table.settings.max_body_mib)
+        self.pool.limit(table.settings.max_concurrency_per_replica, table.settings.slow_start_seconds)
+        self.pool.apply(table.endpoints, self.time())
+        self.heads.clear()
+        self.refusing = self._stopping or table.closing
         if self.refusing:
             self.give_up_held()
         else:
@@ -88,7 +97,7 @@ class Door:
 
     def stop(self) -> None:
         """Take no new requests; those that wait are told so."""
-        self.stopping = True
+        self.refusing = self._stopping = True
         self.give_up_held()
         self.knocks.stop()
         self.pool.close_idle()
@@ -141,12 +150,16 @@ class Door:
     def _news(self) -> None:
         self.on_news()
 
-    def _policy_named(self, name: str) -> Policy:
-        policy = make_policy(name)
+    def _policy_named(self, name: str, session_key: str) -> Policy:
+        policy = make_policy(name, session_key)
         if policy is None:
             logger.warning("no load balancing policy is called %r; least_load is used", name)
             return LeastLoad()
         return policy
+
+
+def _bytes(mib: float | None) -> float:
+    return float("inf") if mib is None else mib * 1024 * 1024
 
 
 def _no_news() -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from skyserve.load_balancer.answer import Answer
+from skyserve.load_balancer.answer import Answer, whole_answer
 from skyserve.load_balancer.door import Door, Page
-from skyserve.load_balancer.framing import BadMessage, Body, RequestHead, ResponseHead, request_body
-from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes
+from skyserve.load_balancer.framing import BadMessage, Body, RequestHead, ResponseHead, UntilCloseBody, request_body
+from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes, response_bytes
 from skyserve.load_balancer.pool import IDLE_LIMIT_S
 from skyserve.load_balancer.upstream import UpstreamConnection, connect
 
@@ -32,8 +32,13 @@ MAX_SENT = 3
 STALE_WINDOW_S = 1.0
 """A connection out of the pool that ends this soon had most likely been closed before the request reached it."""
 
+REMEMBERED = 2048
+"""Bytes of a replica's last head that are remembered for the next one."""
+
 YOUNG_S = 1.0
 """A connection that was in use so lately is not closed for idleness: good enough for what cannot be sent again."""
+
+_TOO_LARGE = "the request body is larger than this service takes"
 
 _SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 
@@ -43,6 +48,7 @@ class Client(Protocol):
 
     peer: bytes
     scheme: bytes
+    read_paused: bool
     write_paused: bool
 
     def write(self, data: bytes) -> None:
@@ -85,6 +91,7 @@ class Exchange:
         "_page",
         "_sent_at",
         "_sent_to",
+        "_started_at",
         "_stays",
         "_tried",
         "_upstream_ended",
@@ -111,6 +118,7 @@ class Exchange:
         self._dropped_at = 0.0
         self._sent_at = 0.0
         self._active_at = 0.0
+        self._started_at = 0.0
         self._answer = Answer(head)
         self._stays = False
         self._client_ended = False
@@ -121,9 +129,13 @@ class Exchange:
     def start(self) -> None:
         """Go to a replica, or wait for one."""
         door = self._door
-        door.counters.arrived(door.time())
+        self._started_at = door.time()
+        door.counters.arrived(self._started_at)
         if door.refusing:
             self._refuse_closing()
+            return
+        if (self._head.length or 0) > door.body_limit:
+            self._refuse_body()
             return
         if door.hold:
             door.release_held()
@@ -137,6 +149,9 @@ class Exchange:
                 self._connection.transport.write(data[start:])
             return len(data)
         end = self.body.feed(data, start)
+        if self._kept_size + end - start > self._door.body_limit and self._head.length is None:
+            self.body = UntilCloseBody()  # where the next request begins is of no interest any more
+            raise BadMessage(_TOO_LARGE, 413)
         if end > start:
             self._pass_on(data[start:end] if end - start < len(data) else data)
         return end
@@ -145,7 +160,9 @@ class Exchange:
         """Answer with an error of our own; nothing of another answer may have been sent."""
         self._leave(reuse=False)
         keep = self._keep()
-        self._door.counters.responded(status)
+        counters = self._door.counters
+        counters.responded(status)
+        counters.whole.observe(self._door.time() - self._started_at)
         connection = self._connection_word(keep=keep)
         self._client.write(
             error_bytes(
@@ -161,7 +178,9 @@ class Exchange:
 
     def bad_request(self, bad: BadMessage) -> None:
         """The client's body is not clear HTTP."""
-        if self._answer.head is None:
+        if self._answer.head is None and bad.status == 413:
+            self._refuse_body()
+        elif self._answer.head is None:
             self.fail(bad.status, "bad_request", str(bad))
         else:
             self._cut()
@@ -173,6 +192,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client has left: so does the request, wherever it is."""
+        self._door.counters.clients_gone += 1
         self._leave(reuse=False)
 
     def client_eof(self) -> None:
@@ -197,14 +217,26 @@ class Exchange:
         return self._kept_size > max(HELD_BODY_LIMIT, min(KEPT_LIMIT, share))
 
     def check(self, now: float) -> None:
-        """See whether the replica has been silent for too long."""
-        limit, connection = self._door.settings.stream_timeout_seconds, self._connection
-        if limit is None or connection is None or self.tunnel or now - self._active_at <= limit:
+        """See whether the replica has been silent for too long, or the whole has taken too long."""
+        settings, connection = self._door.settings, self._connection
+        whole_s = settings.request_timeout_seconds
+        if self.tunnel:
             return
-        if not connection.reading or (not self.body.done and not connection.write_paused):
-            return  # it is the client that is slow
+        if whole_s is not None and now - self._started_at > whole_s:
+            self._time_out("request_timeout", f"the request took more than {whole_s:g} s")
+            return
+        limits = [settings.stream_timeout_seconds]
         if self._answer.head is None:
-            self.fail(504, "replica_timeout", f"the replica did not answer within {limit:g} s")
+            limits.append(settings.first_byte_timeout_seconds)
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        if limit is None or connection is None or now - self._active_at <= limit:
+            return
+        if connection.reading and (self.body.done or connection.write_paused):  # else it is the client that is slow
+            self._time_out("replica_timeout", f"the replica did not answer within {limit:g} s")
+
+    def _time_out(self, code: str, message: str) -> None:
+        if self._answer.head is None:
+            self.fail(504, code, message)
         else:
             self._cut()
 
@@ -236,6 +268,8 @@ class Exchange:
             self._refuse_closing()
         elif self._sent_to:
             self._fail_unanswered(", and no other one became ready in time")
+        elif self._door.pool.busy:
+            self.fail(503, "replicas_busy", "every replica has as many requests as it may", retry_after_s=1)
         else:
             self.fail(503, "no_replica_ready", "no replica became ready in time", retry_after_s=5)
 
@@ -247,14 +281,18 @@ class Exchange:
         if self.hold_until <= now or settings.queue_size == 0 or (full and self._sent_to):
             self.give_up()
         elif full:
-            self.fail(429, "queue_full", "no replica is ready and too many requests wait", retry_after_s=5)
+            why = "every replica has as many requests as it may" if self._door.pool.busy else "no replica is ready"
+            self.fail(429, "queue_full", f"{why} and too many requests wait", retry_after_s=5)
         else:
             self._tried = self._sent_to  # one that only refused may come back
             self._door.hold.add(self)
             self._client.update_reading()
 
     def _refuse_closing(self) -> None:
-        self.fail(503, "service_closing", "the service is going down")
+        self.fail(503, "service_closing", "the service is going down", retry_after_s=5)
+
+    def _refuse_body(self) -> None:
+        self.fail(413, "body_too_large", _TOO_LARGE)
 
     # ---- to a replica ---------------------------------------------------------------------------------------------
 
@@ -275,8 +313,9 @@ class Exchange:
         door.pool.enter(page, now)
         if self._tried:
             door.counters.retried()
-        once_only = not self._repeatable or (self._head.length or 0) > KEPT_LIMIT
-        connection = door.pool.take_idle(page, now, YOUNG_S if once_only else IDLE_LIMIT_S)
+        connection = door.pool.take_idle(page, now, YOUNG_S)
+        if connection is None and page.idle and self._repeatable and (self._head.length or 0) <= KEPT_LIMIT:
+            connection = door.pool.take_idle(page, now, IDLE_LIMIT_S)
         if connection is not None:
             connection.reused = True
             self._send(connection)
@@ -295,7 +334,7 @@ class Exchange:
     async def _connected(self, page: Page) -> None:
         pool = self._door.pool
         try:
-            connection = await connect(pool, page, self._door.limits.connect_s)
+            connection = await connect(pool, page, self._door.settings.connect_timeout_seconds)
         except (OSError, UnicodeError):  # the latter from a name that cannot be a host's
             self._connecting = None
             pool.refused(page, self._door.time())
@@ -314,16 +353,18 @@ class Exchange:
             self._head,
             peer=client.peer,
             scheme=client.scheme,
-            request_id=b"%032x" % door.rng.getrandbits(128),
+            request_id=b"%b%016x" % (door.id_prefix, next(door.ids)),
             address=connection.page.address,
         )
         connection.transport.write(b"".join((head, *(self._kept or ()))))
         if client.write_paused:
             connection.set_reading(wanted=False)
-        client.update_reading()
+        if client.read_paused or connection.write_paused:
+            client.update_reading()
 
     def _pass_on(self, piece: bytes) -> None:
         self._kept_size += len(piece)
+        self._door.counters.bytes_in += len(piece)
         if self._kept is not None:
             self._kept.append(piece)
             if self._connection is not None and self._kept_size > KEPT_LIMIT:
@@ -331,7 +372,7 @@ class Exchange:
         if self._connection is not None:
             self._active_at = self._door.time()
             self._connection.transport.write(piece)
-        elif self.choked:
+        elif self._kept_size > HELD_BODY_LIMIT and self.choked:
             self._client.update_reading()
 
     def _try_another(self, page: Page) -> None:
@@ -339,8 +380,8 @@ class Exchange:
             self._fail_unanswered()
             return
         self._tried |= {page.replica_id}
-        self._door.pool.leave(page)
         self._page = None
+        self._give_place(page)
         if self._begin():
             return
         if self._door.refusing:
@@ -359,7 +400,8 @@ class Exchange:
             self._relay(b"", data)
         else:
             try:
-                self._read_head(data)
+                if self._answer.begun or not self._pass_whole(data):
+                    self._read_head(data)
             except BadMessage as bad:
                 self.fail(502, "bad_gateway", f"the replica's answer is not HTTP: {bad}")
 
@@ -416,6 +458,32 @@ class Exchange:
         who = "the replica" if len(self._sent_to) < 2 else f"each of {len(self._sent_to)} replicas"
         self.fail(502, "bad_gateway", f"{who} closed the connection without an answer{more}", retry_after_s=1)
 
+    def _pass_whole(self, data: bytes) -> bool:
+        """Pass on a plain answer that came all at once, as the short ones do; False when it is another one.
+        Raises BadMessage."""
+        page, heads = self._page, self._door.heads
+        if page is None:
+            return False
+        head = whole_answer(data, self._head, heads.get(page.replica_id))
+        if head is None:
+            return False
+        if len(head.plain or b"") <= REMEMBERED:
+            heads[page.replica_id] = head
+        self._answer.begun, self._answer.head = True, head
+        counters, stays = self._door.counters, self._keep()
+        counters.responded(head.status)
+        counters.bytes_out += head.length or 0
+        took_s = self._active_at - self._started_at
+        place = counters.first_byte.observe(took_s)
+        counters.whole.count(place, took_s)
+        self._door.pool.answered(page, self._active_at - self._sent_at)
+        if not stays:
+            data = response_bytes(head, connection=b"close", coding=None) + data[len(head.plain or b"") :]
+        self._client.write(data)
+        self._leave(reuse=self.body.done)
+        self._client.over(keep=stays)
+        return True
+
     def _read_head(self, data: bytes) -> None:
         interim, rest = self._answer.read_head(data)
         if interim:
@@ -424,7 +492,8 @@ class Exchange:
         if head is None:
             return
         if self._page is not None:
-            self._door.pool.answered(self._page, self._door.time() - self._sent_at)
+            self._door.pool.answered(self._page, self._active_at - self._sent_at)
+        self._door.counters.first_byte.observe(self._active_at - self._started_at)
         self._kept = None
         if head.status == 101:
             self._open_tunnel(head, rest)
@@ -446,6 +515,7 @@ class Exchange:
                 self._client.write(prefix)
             self._cut()
             return
+        self._door.counters.bytes_out += len(payload)
         if prefix or payload:
             self._client.write(prefix + payload if prefix else payload)
         if answer.done and answer.head is not None:
@@ -480,10 +550,12 @@ class Exchange:
         return b"" if self._head.minor else b"keep-alive"
 
     def _complete(self, head: ResponseHead, *, reuse: bool) -> None:
+        self._door.counters.whole.observe(self._active_at - self._started_at)
         self._leave(reuse=reuse and self.body.done and head.keep_alive)
         self._client.over(keep=self._stays)
 
     def _cut(self) -> None:
+        self._door.counters.cuts += 1
         self._leave(reuse=False)
         self._client.cut(reset=self._answer.ends_clients_connection)
 
@@ -502,7 +574,13 @@ class Exchange:
             self._drop_connection()
         if page is not None:
             self._page = None
-            self._door.pool.leave(page)
+            self._give_place(page)
+
+    def _give_place(self, page: Page) -> None:
+        door = self._door
+        door.pool.leave(page)
+        if door.hold and door.pool.limited:
+            asyncio.get_running_loop().call_soon(door.release_held)
 
     def _drop_connection(self) -> None:
         connection = self._connection

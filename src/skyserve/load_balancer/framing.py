@@ -38,12 +38,18 @@ _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+;=:\[\]]*")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
 _TOKEN_START = re.compile(_TOKEN)
 
-_REQUEST_SPECIAL = frozenset(
-    b"host content-length transfer-encoding connection keep-alive proxy-connection proxy-authorization te upgrade"
-    b" x-forwarded-for x-forwarded-proto x-forwarded-host x-request-id".split()
+
+def _special_fields(names: str) -> re.Pattern[bytes]:
+    """Finds those among the lines of a head that has been found well-formed, each from the line end before it."""
+    return re.compile(rb"\r\n(?i:(" + names.replace(" ", "|").encode() + rb")):[ \t]*+([^\r]*)")
+
+
+_REQUEST_SPECIAL = _special_fields(
+    "host content-length transfer-encoding connection keep-alive proxy-connection proxy-authorization te upgrade"
+    " x-forwarded-for x-forwarded-proto x-forwarded-host forwarded x-request-id"
 )
-_RESPONSE_SPECIAL = frozenset(
-    b"content-length transfer-encoding connection keep-alive proxy-connection proxy-authenticate te upgrade".split()
+_RESPONSE_SPECIAL = _special_fields(
+    "content-length transfer-encoding connection keep-alive proxy-connection proxy-authenticate te upgrade"
 )
 _NOTHING: frozenset[bytes] = frozenset()
 _NOT_IN_TRAILERS = frozenset(b"host content-length transfer-encoding connection".split())
@@ -64,38 +70,48 @@ class BadMessage(ValueError):
 class RequestHead:
     """A request head, understood.
 
-    `lines` are the end-to-end fields, each as it came, without its line end; `special` holds, by lower-case name, the
-    values of those that the door itself has to read or write. `length` is None when the body is chunked. `target` is
-    in origin form (or `*`).
+    `fields` are the lines of the end-to-end fields as they came, each behind a line end; `special` holds, by lower-case
+    name, the values of those that the door itself has to read or write. `length` is None when the body is chunked.
+    `target` is in origin form (or `*`). It is not to be changed: the next request on its connection may have it again.
     """
 
     method: bytes
     target: bytes
     minor: int
     host: bytes | None
-    lines: list[bytes]
+    fields: bytes
     special: dict[bytes, list[bytes]]
     named: frozenset[bytes]
     length: int | None
     keep_alive: bool
     upgrade: bytes | None
 
+    @property
+    def lines(self) -> list[bytes]:
+        """The end-to-end fields one by one."""
+        return self.fields.split(b"\r\n")[1:]
+
 
 @dataclass(slots=True)
 class ResponseHead:
-    """A response head, understood. `lines` are as in RequestHead. `length` is None when unknown; then the body is
-    `chunked` or ends with the connection."""
+    """A response head, understood. `fields` are as in RequestHead. `length` is None when unknown; then the body is
+    `chunked` or ends with the connection.
+
+    `plain` is the whole head as it came, when nothing in it belongs to this connection alone: it can be passed on as it
+    is. `fields` are empty then.
+    """
 
     status: int
     reason: bytes
     minor: int
-    lines: list[bytes]
+    fields: bytes
     named: frozenset[bytes]
     length: int | None
     chunked: bool
     coding: bytes | None
     keep_alive: bool
     upgrade: bytes | None
+    plain: bytes | None = None
 
 
 def head_end(data: bytes, scanned: int = 0, start: int = 0) -> int:
@@ -146,7 +162,7 @@ def parse_request_head(block: bytes) -> RequestHead:
     if method == b"CONNECT":
         raise BadMessage("CONNECT is not offered", 405)
     minor = 1 if minor_digit == b"1" else 0
-    lines, special = _split_fields(block, line.end(), _REQUEST_SPECIAL)
+    fields, special = _split_fields(block, line.end(), _REQUEST_SPECIAL)
     host = _host(special, minor)
     if not target.startswith(b"/"):
         target, host = _other_target(method, target, host)
@@ -156,7 +172,7 @@ def parse_request_head(block: bytes) -> RequestHead:
         target,
         minor,
         host,
-        lines,
+        fields,
         special,
         named,
         _request_length(special, minor),
@@ -171,7 +187,33 @@ def parse_response_head(block: bytes) -> ResponseHead:
     if line is None:
         raise BadMessage("the status line is malformed", 502)
     minor = 1 if line[1] == b"1" else 0
-    lines, special = _split_fields(block, line.end(), _RESPONSE_SPECIAL)
+    plain = _plain_response(block, line) if minor else None
+    return plain or _any_response(block, line, minor)
+
+
+def _plain_response(block: bytes, line: re.Match[bytes]) -> ResponseHead | None:
+    """The head when it says nothing but how long its body is, as nearly all do; None for any other."""
+    start, status, reason = line.end(), int(line[2]), line[3]
+    found = _RESPONSE_SPECIAL.findall(block, start - 2, len(block) - 4)
+    if len(found) > 1 or reason is None or status < 200 or status == 204:
+        return None
+    length, chunked = None, False
+    if found:
+        name, value = found[0]
+        if len(name) == 14 and value.isdigit() and len(value) <= 18:  # it is Content-Length
+            length = int(value)
+        elif len(name) == 17 and value.lower() == b"chunked":  # it is Transfer-Encoding
+            chunked = True
+        else:
+            return None
+    if not _FIELD_LINES.fullmatch(block, start):
+        raise BadMessage("a header field is malformed")
+    coding = b"chunked" if chunked else None
+    return ResponseHead(status, reason, 1, b"", _NOTHING, length, chunked, coding, True, None, block)
+
+
+def _any_response(block: bytes, line: re.Match[bytes], minor: int) -> ResponseHead:
+    fields, special = _split_fields(block, line.end(), _RESPONSE_SPECIAL)
     named = _named(special) if b"connection" in special else _NOTHING
     coding = b", ".join(special[b"transfer-encoding"]) if b"transfer-encoding" in special else None
     lengths = special.get(b"content-length")
@@ -184,7 +226,7 @@ def parse_response_head(block: bytes) -> ResponseHead:
         int(line[2]),
         line[3] or b"",
         minor,
-        lines,
+        fields,
         named,
         _length(lengths[0], 502) if lengths and coding is None else None,
         chunked,
@@ -201,21 +243,24 @@ def _ends_chunked(coding: bytes) -> bool:
     return codings[-1] == b"chunked"
 
 
-def _split_fields(
-    block: bytes, start: int, special_names: frozenset[bytes]
-) -> tuple[list[bytes], dict[bytes, list[bytes]]]:
+def _split_fields(block: bytes, start: int, pattern: re.Pattern[bytes]) -> tuple[bytes, dict[bytes, list[bytes]]]:
     if not _FIELD_LINES.fullmatch(block, start):
         raise BadMessage("a header field is malformed")
-    lines: list[bytes] = []
     special: dict[bytes, list[bytes]] = {}
-    for line in block[start:-4].split(b"\r\n") if start < len(block) - 4 else ():
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        if name in special_names:
-            special.setdefault(name, []).append(value.strip(b" \t"))
+    kept: list[bytes] = []
+    position, end = start - 2, len(block) - 4
+    for found in pattern.finditer(block, position, end):
+        name, value = found[1].lower(), found[2].rstrip(b" \t")
+        if name in special:
+            special[name].append(value)
         else:
-            lines.append(line)
-    return lines, special
+            special[name] = [value]
+        first, last = found.span()
+        if first > position:
+            kept.append(block[position:first])
+        position = last
+    kept.append(block[position:end])
+    return b"".join(kept), special
 
 
 def _host(special: dict[bytes, list[bytes]], minor: int) -> bytes | None:

@@ -6,12 +6,18 @@ Pure: values in, bytes out. It must not know sockets or replicas' states.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from http import HTTPStatus
 
 from skyserve.load_balancer.framing import RequestHead, ResponseHead
 
 # What `Connection` may name and we do not drop: words of its own, and fields that no client may take away.
 _NOT_DROPPED = frozenset(b"close keep-alive upgrade te host content-length transfer-encoding".split())
+
+REMEMBERED = 255
+"""Bytes of a host for which the forwarding fields are kept; longer ones are nobody's, and would fill the memory."""
+
+_FORWARDING = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"))
 
 _ERROR_TYPES = {429: "rate_limit_error", 502: "server_error", 503: "server_error", 504: "server_error"}
 
@@ -20,49 +26,82 @@ def request_bytes(head: RequestHead, *, peer: bytes, scheme: bytes, request_id: 
     """The head that goes to a replica at `address` for a client at IP address `peer`."""
     special = head.special
     host = head.host if head.host is not None else address.encode()
-    forwarded_for = b", ".join([*special[b"x-forwarded-for"], peer]) if b"x-forwarded-for" in special else peer
-    parts = [
-        b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, head.target, host),
-        _lines(head.lines, head.named),
-        b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b\r\n"
-        % (
-            forwarded_for,
-            special[b"x-forwarded-proto"][0] if b"x-forwarded-proto" in special else scheme,
-            special[b"x-forwarded-host"][0] if b"x-forwarded-host" in special else host,
-            special[b"x-request-id"][0] if b"x-request-id" in special else request_id,
-        ),
-    ]
+    if len(host) <= REMEMBERED and _FORWARDING.isdisjoint(special):
+        forwarding = _forwarding(peer, scheme, host)
+    else:
+        forwarding = _forwarding_on(special, peer, scheme, host)
+    if b"x-request-id" in special:
+        request_id = special[b"x-request-id"][0]
     if head.length is None:
-        parts.append(b"Transfer-Encoding: chunked\r\n")
+        length = b"\r\nTransfer-Encoding: chunked"
     elif b"content-length" in special:
-        parts.append(b"Content-Length: %d\r\n" % head.length)
-    if head.upgrade is not None:
-        parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
-    parts.append(b"\r\n")
-    return b"".join(parts)
+        length = b"\r\nContent-Length: %d" % head.length
+    else:
+        length = b""
+    fields = _without(head.fields, head.named) if head.named else head.fields
+    upgrade = b"\r\nConnection: Upgrade\r\nUpgrade: %b" % head.upgrade if head.upgrade is not None else b""
+    return b"%b %b HTTP/1.1\r\nHost: %b%b%b\r\nX-Request-ID: %b%b%b\r\n\r\n" % (
+        head.method,
+        head.target,
+        host,
+        fields,
+        forwarding,
+        request_id,
+        length,
+        upgrade,
+    )
+
+
+@lru_cache(1024)
+def _forwarding(peer: bytes, scheme: bytes, host: bytes) -> bytes:
+    return b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nForwarded: %b" % (
+        peer,
+        scheme,
+        host,
+        _element(peer, scheme, host),
+    )
+
+
+def _forwarding_on(special: dict[bytes, list[bytes]], peer: bytes, scheme: bytes, host: bytes) -> bytes:
+    """The same for a request that has come through another proxy, which has written some of it."""
+    return b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nForwarded: %b" % (
+        b", ".join([*special.get(b"x-forwarded-for", ()), peer]),
+        special[b"x-forwarded-proto"][0] if b"x-forwarded-proto" in special else scheme,
+        special[b"x-forwarded-host"][0] if b"x-forwarded-host" in special else host,
+        b", ".join([*special.get(b"forwarded", ()), _element(peer, scheme, host)]),
+    )
+
+
+def _element(peer: bytes, scheme: bytes, host: bytes) -> bytes:
+    node = b'"[%b]"' % peer if b":" in peer else peer
+    return b'for=%b;host="%b";proto=%b' % (node, host, scheme)
 
 
 def response_bytes(head: ResponseHead, *, connection: bytes, coding: bytes | None) -> bytes:
     """The head that goes to the client. `connection` is our own word on it (empty: nothing to say); `coding` the
     transfer coding of the body that follows."""
-    parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason), _lines(head.lines, head.named)]
+    if head.plain is not None:
+        return b"%bConnection: %b\r\n\r\n" % (head.plain[:-2], connection) if connection else head.plain
+    fields = _without(head.fields, head.named) if head.named else head.fields
+    parts = [b"HTTP/1.1 %d %b%b" % (head.status, head.reason, fields)]
     if head.length is not None and head.status >= 200 and head.status != 204:
-        parts.append(b"Content-Length: %d\r\n" % head.length)
+        parts.append(b"Content-Length: %d" % head.length)
     if coding is not None:
-        parts.append(b"Transfer-Encoding: %b\r\n" % coding)
+        parts.append(b"Transfer-Encoding: %b" % coding)
     if head.status == 101 and head.upgrade is not None:
-        parts.append(b"Upgrade: %b\r\n" % head.upgrade)
+        parts.append(b"Upgrade: %b" % head.upgrade)
     if connection:
-        parts.append(b"Connection: %b\r\n" % connection)
+        parts.append(b"Connection: %b" % connection)
     parts.append(b"\r\n")
-    return b"".join(parts)
+    return b"\r\n".join(parts)
 
 
-def _lines(lines: list[bytes], named: frozenset[bytes]) -> bytes:
-    dropped = named - _NOT_DROPPED if named else named
-    if dropped:
-        lines = [line for line in lines if line.partition(b":")[0].lower() not in dropped]
-    return b"\r\n".join(lines) + b"\r\n" if lines else b""
+def _without(fields: bytes, named: frozenset[bytes]) -> bytes:
+    dropped = named - _NOT_DROPPED
+    if not dropped or not fields:
+        return fields
+    lines = fields.split(b"\r\n")[1:]
+    return b"".join(b"\r\n" + line for line in lines if line.partition(b":")[0].lower() not in dropped)
 
 
 def error_bytes(

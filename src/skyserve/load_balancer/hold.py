@@ -19,11 +19,12 @@ H = TypeVar("H", bound=Held)
 
 
 class Hold(Generic[H]):
-    """The queue. `on_first` is called when it stops being empty."""
+    """The queue. `on_first` is called when it stops being empty; `total` have been in it so far."""
 
     def __init__(self, on_first: Callable[[], None]) -> None:
         self._on_first = on_first
         self._waiting: dict[H, None] = {}
+        self.total = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -37,6 +38,7 @@ class Hold(Generic[H]):
     def add(self, held: H) -> None:
         """Queue up at the end."""
         self._waiting[held] = None
+        self.total += 1
         if len(self._waiting) == 1:
             self._on_first()
 

@@ -15,7 +15,9 @@ from skyserve.load_balancer.upstream import UpstreamConnection, connect
 class Knocks:
     """Attempts to connect, at most one at a time for each replica."""
 
-    def __init__(self, pool: Pool[UpstreamConnection], time: Callable[[], float], timeout_s: float) -> None:
+    def __init__(
+        self, pool: Pool[UpstreamConnection], time: Callable[[], float], timeout_s: Callable[[], float]
+    ) -> None:
         self._pool = pool
         self._time = time
         self._timeout_s = timeout_s
@@ -34,7 +36,7 @@ class Knocks:
 
     async def _knock(self, page: Upstream[UpstreamConnection]) -> None:
         try:
-            connection = await connect(self._pool, page, self._timeout_s)
+            connection = await connect(self._pool, page, self._timeout_s())
         except (OSError, UnicodeError):
             self._pool.refused(page, self._time())
         else:

@@ -17,7 +17,6 @@ class Limits:
     `head_s`: a request head, from its first byte.
     `stall_s`: a client that takes no byte of what waits for it, or sends none of the body it has promised.
     `linger_s`: what a client still sends is thrown away for so long, so that it can read an answer that came early.
-    `connect_s`: a replica that does not accept a connection in this time counts as unreachable.
     `settle_s`: a replica that dropped a request and accepts connections this much later did not die of it.
     """
 
@@ -25,5 +24,4 @@ class Limits:
     head_s: float = 30.0
     stall_s: float = 300.0
     linger_s: float = 2.0
-    connect_s: float = 3.0
     settle_s: float = 1.0

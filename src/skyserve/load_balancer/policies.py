@@ -4,6 +4,8 @@ place in its own round. It must not know connections, time or the routing table.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from math import log
 from random import Random
 from typing import Protocol, TypeVar
 
@@ -71,9 +73,73 @@ class LeastLoad:
 
     def pick(self, request: RequestHead, endpoints: Sequence[C], rng: Random) -> C:
         """See Policy."""
-        chosen = _least([endpoint.in_flight for endpoint in endpoints], endpoints, self._last)
+        last, least = self._last, endpoints[0]
+        load = least.in_flight
+        turn = least if least.replica_id > last else None
+        for endpoint in endpoints:
+            other = endpoint.in_flight
+            if other < load:
+                least, load = endpoint, other
+                turn = endpoint if endpoint.replica_id > last else None
+            elif turn is None and other == load and endpoint.replica_id > last:
+                turn = endpoint
+        chosen = turn or least
         self._last = chosen.replica_id
         return chosen
+
+
+class PowerOfTwo:
+    """Of two that are drawn at random the one with fewer requests in flight for its weight. With several doors in front
+    of the same replicas it keeps them from running to the same one."""
+
+    def pick(self, request: RequestHead, endpoints: Sequence[C], rng: Random) -> C:
+        """See Policy."""
+        if len(endpoints) == 1:
+            return endpoints[0]
+        first = rng.randrange(len(endpoints))
+        second = (first + rng.randrange(1, len(endpoints))) % len(endpoints)
+        one, other = endpoints[first], endpoints[second]
+        return one if one.in_flight * other.weight <= other.in_flight * one.weight else other
+
+
+class SessionAffinity:
+    """The same one for the same session, as long as it is there; what names no session goes to the least loaded.
+
+    Each session has an order of its own in which it prefers replicas (a hash of both), so that one which comes or goes
+    moves only the sessions that belong on it, and all doors agree without a word.
+    """
+
+    def __init__(self, session_key: str) -> None:
+        kind, _, name = session_key.partition(":")
+        self._cookie = name.encode() + b"=" if kind == "cookie" else None
+        self._field = b"cookie:" if kind == "cookie" else name.lower().encode() + b":"
+        self._others = LeastLoad()
+
+    def pick(self, request: RequestHead, endpoints: Sequence[C], rng: Random) -> C:
+        """See Policy."""
+        session = self._session(request)
+        if not session:
+            return self._others.pick(request, endpoints, rng)
+        return max(endpoints, key=lambda endpoint: _attraction(session, endpoint))
+
+    def _session(self, request: RequestHead) -> bytes:
+        size = len(self._field)
+        for line in request.lines:
+            if line[:size].lower() != self._field:
+                continue
+            value = line[size:].strip()
+            if self._cookie is None:
+                return value
+            for pair in value.split(b";"):
+                if pair.strip().startswith(self._cookie):
+                    return pair.strip()
+        return b""
+
+
+def _attraction(session: bytes, endpoint: Candidate) -> float:
+    """How much a session prefers a replica. Over all sessions each replica gets a share like its weight."""
+    digest = blake2b(session, digest_size=6, salt=b"%d" % endpoint.replica_id).digest()
+    return -endpoint.weight / log((int.from_bytes(digest, "big") + 1) / (2**48 + 2))
 
 
 class InstanceAwareLeastLoad:
@@ -108,11 +174,14 @@ _BUILT_IN: Mapping[str, Callable[[], Policy]] = {
     "round_robin": RoundRobin,
     "least_load": LeastLoad,
     "instance_aware_least_load": InstanceAwareLeastLoad,
+    "power_of_two": PowerOfTwo,
 }
 
 
-def make_policy(name: str) -> Policy | None:
+def make_policy(name: str, session_key: str = "") -> Policy | None:
     """A fresh policy of that name: built in, or offered by an installed package. None when there is none."""
+    if name == "session_affinity":
+        return SessionAffinity(session_key)
     built_in = _BUILT_IN.get(name)
     if built_in is not None:
         return built_in()

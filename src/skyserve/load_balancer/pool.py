@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from skyserve.load_balancer.board import Board
 from skyserve.model.routing import Endpoint
 
 IDLE_LIMIT_S = 4.0
@@ -39,7 +40,10 @@ Conn = TypeVar("Conn", bound=Closable)
 
 
 class Upstream(Generic[Conn]):
-    """The door's page on one replica. Policies read it; only the pool writes it."""
+    """The door's page on one replica. Policies read it; only the pool writes it.
+
+    `in_flight` are the requests of all workers, as far as is known here; `own` are those of this one.
+    """
 
     __slots__ = (
         "accepted_at",
@@ -50,6 +54,8 @@ class Upstream(Generic[Conn]):
         "ewma_s",
         "idle",
         "in_flight",
+        "listed_at",
+        "own",
         "refuses",
         "removed",
         "replica_id",
@@ -59,13 +65,15 @@ class Upstream(Generic[Conn]):
         "weight",
     )
 
-    def __init__(self, row: Endpoint) -> None:
+    def __init__(self, row: Endpoint, now: float) -> None:
+        self.listed_at = now
         self.replica_id = row.replica_id
         self.address = row.address
         self.weight = row.weight
         self.draining = row.draining
         self.removed = False
         self.in_flight = 0
+        self.own = 0
         self.ewma_s = 0.0
         self.accepted_at = float("-inf")
         self.idle: list[Conn] = []
@@ -102,8 +110,38 @@ class Pool(Generic[Conn]):
         self._pages: dict[int, Upstream[Conn]] = {}
         self._routable: tuple[Upstream[Conn], ...] = ()
         self._ejected = 0
+        self.ejections = 0
+        self._most: int | None = None
+        self._slow_start_s = 0.0
+        self._warm_at = 0.0
+        self._board: Board | None = None
 
-    def apply(self, rows: Iterable[Endpoint]) -> None:
+    def share(self, board: Board | None) -> None:
+        """Tell other workers what is in flight here, and hear it of them. None: there are no others."""
+        self._board = board
+        for page in self._pages.values():
+            if board is None:
+                page.in_flight = page.own
+            else:
+                board.write(page.replica_id, page.own)
+
+    def limit(self, most: int | None, slow_start_s: float) -> None:
+        """Give no replica more than `most` requests at once, and a new one its full share only after a while."""
+        self._most = most
+        self._slow_start_s = slow_start_s
+
+    @property
+    def limited(self) -> bool:
+        """Whether a replica can be full."""
+        return self._most is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are replicas, and each of them is full."""
+        most = self._most
+        return most is not None and bool(self._routable) and all(page.in_flight >= most for page in self._routable)
+
+    def apply(self, rows: Iterable[Endpoint], now: float) -> None:
         """Take over a new list of replicas. Requests under way are left alone."""
         listed = {row.replica_id: row for row in rows}
         for page in list(self._pages.values()):
@@ -112,15 +150,22 @@ class Pool(Generic[Conn]):
                 self._drop_idle(page)
                 self._forget_if_gone(page)
         for row in listed.values():
-            page = self._pages.setdefault(row.replica_id, Upstream(row))
+            page = self._pages.setdefault(row.replica_id, Upstream(row, now))
             if page.leaving or page.address != row.address:
                 page.forgive()
             if row.draining or page.address != row.address:
                 self._drop_idle(page)
+            if (page.leaving and not row.draining) or page.address != row.address:
+                page.listed_at = now
             page.removed = False
             page.address, page.weight, page.draining = row.address, row.weight, row.draining
         self._routable = tuple(self._pages[id_] for id_ in sorted(listed) if not self._pages[id_].draining)
+        self._warm_at = self._slow_start_s + max((page.listed_at for page in self._routable), default=0.0)
         self._count_ejected()
+
+    def pages(self) -> Collection[Upstream[Conn]]:
+        """The pages of all replicas that are listed, or still have requests."""
+        return self._pages.values()
 
     def page(self, replica_id: int) -> Upstream[Conn] | None:
         """The page of a replica that is listed, or still has requests."""
@@ -132,27 +177,53 @@ class Pool(Generic[Conn]):
         Those that are ejected only because they drop requests are among them when there is no other: to wait for one
         that is there would be in vain.
         """
-        if not self._ejected and not tried:
-            return self._routable
+        if self._board is not None:
+            for page in self._routable:
+                page.in_flight = self._board.total(page.replica_id)
+        if not self._ejected and not tried and self._most is None:
+            return self._routable if now >= self._warm_at else self._warm_enough(self._routable, now)
         untried = self.last_resort(tried)
         usable = [page for page in untried if page.usable(now)]
+        if now < self._warm_at:
+            usable = list(self._warm_enough(usable, now))
         return usable or [page for page in untried if page.reachable(now)]
 
     def last_resort(self, tried: Collection[int]) -> Sequence[Upstream[Conn]]:
-        """Those too that are ejected: better than nothing."""
-        return [page for page in self._routable if page.replica_id not in tried]
+        """Those too that are ejected: better than nothing. But none that is full."""
+        most = self._most
+        return [
+            page for page in self._routable if page.replica_id not in tried and (most is None or page.in_flight < most)
+        ]
+
+    def _warm_enough(self, pages: Sequence[Upstream[Conn]], now: float) -> Sequence[Upstream[Conn]]:
+        """Without the new ones that have their share already: of what the busiest one has, as much as they are old."""
+        old = [page.in_flight for page in pages if now - page.listed_at >= self._slow_start_s]
+        if not old or len(old) == len(pages):
+            return pages
+        busiest, span = max(old), self._slow_start_s
+        return [
+            page
+            for page in pages
+            if now - page.listed_at >= span or page.in_flight < busiest * (now - page.listed_at) / span or not busiest
+        ]
 
     def enter(self, page: Upstream[Conn], now: float) -> None:
         """A request goes to this replica."""
+        page.own += 1
         page.in_flight += 1
+        if self._board is not None:
+            self._board.write(page.replica_id, page.own)
         if page.ejected_until and now >= page.ejected_until:
             page.trial = True
 
     def leave(self, page: Upstream[Conn]) -> None:
         """A request has left this replica, one way or another."""
+        page.own -= 1
         page.in_flight -= 1
+        if self._board is not None:
+            self._board.write(page.replica_id, page.own)
         page.trial = False
-        if page.in_flight == 0 and page.leaving:
+        if page.own == 0 and page.leaving:
             self._forget_if_gone(page)
             self._on_news()
 
@@ -216,7 +287,7 @@ class Pool(Generic[Conn]):
 
     def in_flight(self) -> dict[int, int]:
         """Requests under way by replica id, those of replicas that are leaving included."""
-        return {page.replica_id: page.in_flight for page in self._pages.values()}
+        return {page.replica_id: page.own for page in self._pages.values()}
 
     def suspects(self) -> tuple[int, ...]:
         """Ids of the replicas that refused, could not be reached or did not answer, and have not been well since."""
@@ -233,6 +304,7 @@ class Pool(Generic[Conn]):
             return
         page.ejection_s = min(EJECTION_MAX_S, page.ejection_s * 2 or EJECTION_S)
         page.ejected_until = now + page.ejection_s
+        self.ejections += 1
         self._drop_idle(page)
         self._count_ejected()
 
@@ -249,5 +321,5 @@ class Pool(Generic[Conn]):
             connection.close()
 
     def _forget_if_gone(self, page: Upstream[Conn]) -> None:
-        if page.removed and page.in_flight == 0:
+        if page.removed and page.own == 0:
             self._pages.pop(page.replica_id, None)

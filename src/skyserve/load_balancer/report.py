@@ -5,14 +5,56 @@ It knows numbers and instants of the caller's monotonic clock; it must not know 
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
+BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""Bounds of the histograms' buckets, seconds."""
+
 WINDOW_S = 60
 """The span that the rate of arrivals is a mean of."""
+
+
+class Histogram:
+    """How many values fell below each of `bounds`, and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...] = BOUNDS_S) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> int:
+        """One more; the place of its bucket."""
+        place = bisect_left(self.bounds, value)
+        self.counts[place] += 1
+        self.total += value
+        return place
+
+    def count(self, place: int, value: float) -> None:
+        """One more, whose bucket is known."""
+        self.counts[place] += 1
+        self.total += value
 
 
 class Counters:
     """Counts that only grow, and the rate of arrivals over a sliding window."""
 
-    __slots__ = ("_buckets", "_last", "_started_at", "requests_total", "responses", "retries")
+    __slots__ = (
+        "_buckets",
+        "_last",
+        "_started_at",
+        "bytes_in",
+        "bytes_out",
+        "clients_gone",
+        "cuts",
+        "first_byte",
+        "lag",
+        "requests_total",
+        "responses",
+        "retries",
+        "whole",
+    )
 
     def __init__(self, now: float) -> None:
         self._started_at = now
@@ -22,11 +64,19 @@ class Counters:
         self.requests_total = 0
         self.responses: dict[int, int] = {}
         self.retries = 0
+        self.cuts = 0
+        self.clients_gone = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.first_byte = Histogram()
+        self.whole = Histogram()
+        self.lag = Histogram()
 
     def arrived(self, now: float) -> None:
         """A request has come."""
         self.requests_total += 1
-        self._slide(now)
+        if int(now - self._started_at) != self._last:
+            self._slide(now)
         self._buckets[self._last % len(self._buckets)] += 1
 
     def responded(self, status: int) -> None:

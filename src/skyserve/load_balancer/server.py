@@ -6,9 +6,9 @@ It knows how a client's connection is kept, and hands each request to an exchang
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 import socket
-import ssl
 import struct
 from itertools import islice
 from typing import cast
@@ -17,12 +17,14 @@ from skyserve.load_balancer.door import Door
 from skyserve.load_balancer.forward import Exchange
 from skyserve.load_balancer.framing import (
     BadMessage,
+    RequestHead,
     check_request_start,
     head_end,
     parse_request_head,
     without_blank_lines,
 )
 from skyserve.load_balancer.headers import error_bytes
+from skyserve.load_balancer.tls import Certificate
 from skyserve.load_balancer.upstream import WRITE_BUFFER, set_options
 
 BACKLOG = 2048
@@ -31,10 +33,15 @@ BACKLOG = 2048
 AHEAD_LIMIT = 64 * 1024
 """Bytes of following requests that are read while one is answered."""
 
+REMEMBERED = 2048
+"""Bytes of a request head that are remembered for the next one on the same connection."""
+
 OLDEST = 64
 """Connections that are looked at for an idle one when there are too many."""
 
 SWEEP_S = 0.25
+
+logger = logging.getLogger("skyserve.load_balancer")
 
 _RESET = struct.pack("ii", 1, 0)
 _POLL_GONE = getattr(select, "POLLRDHUP", 0)
@@ -70,8 +77,9 @@ class ClientConnection(asyncio.Protocol):
         "_door",
         "_head_started",
         "_heard_at",
+        "_last_block",
+        "_last_head",
         "_others",
-        "_paused",
         "_scanned",
         "_serving",
         "_transport",
@@ -79,6 +87,7 @@ class ClientConnection(asyncio.Protocol):
         "_unsent_at",
         "exchange",
         "peer",
+        "read_paused",
         "scheme",
         "write_paused",
     )
@@ -92,10 +101,12 @@ class ClientConnection(asyncio.Protocol):
         self.write_paused = False
         self._ahead = b""
         self._scanned = 0
+        self._last_block = b""
+        self._last_head: RequestHead | None = None
         self._head_started = False
         self._serving = False
         self._closing = False
-        self._paused = False
+        self.read_paused = False
         self._heard_at = door.time()
         self._deadline_at = self._heard_at + door.limits.idle_s
         self._unsent = 0
@@ -111,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
         if address:
             self.peer = str(address[0]).encode()
         if not self._others.admit(self):
-            self._reject(503, "too_many_connections", "too many clients are connected")
+            self._reject(503, "too_many_connections", "too many clients are connected", retry_after_s=1)
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -210,9 +221,9 @@ class ClientConnection(asyncio.Protocol):
             pause = self.write_paused and not self._closing
         else:
             pause = exchange.choked or len(self._ahead) > AHEAD_LIMIT
-        if pause == self._paused or self._transport.is_closing():
+        if pause == self.read_paused or self._transport.is_closing():
             return
-        self._paused = pause
+        self.read_paused = pause
         if pause:
             self._transport.pause_reading()
         else:
@@ -227,7 +238,7 @@ class ClientConnection(asyncio.Protocol):
         while self._ahead and self._free() and self._next_request():
             pass
         self._serving = False
-        if self._paused or self.write_paused:
+        if self.read_paused or self.write_paused:
             self.update_reading()
 
     def _free(self) -> bool:
@@ -243,7 +254,7 @@ class ClientConnection(asyncio.Protocol):
             if end < 0:
                 self._ahead = data
                 return self._incomplete(data)
-            head = parse_request_head(data[:end])
+            head = self._read_head(data[:end])
         except BadMessage as bad:
             self._reject(bad.status, _ERROR_CODES.get(bad.status, "bad_request"), str(bad))
             return False
@@ -258,6 +269,15 @@ class ClientConnection(asyncio.Protocol):
             self._ahead = data[end:]
             exchange.start()
         return True
+
+    def _read_head(self, block: bytes) -> RequestHead:
+        """Understand a head; one like the last, as most clients send, has been understood. Raises BadMessage."""
+        if block == self._last_block and self._last_head is not None:
+            return self._last_head
+        head = parse_request_head(block)
+        if len(block) <= REMEMBERED:
+            self._last_block, self._last_head = block, head
+        return head
 
     def _incomplete(self, data: bytes) -> bool:
         if data:
@@ -275,9 +295,9 @@ class ClientConnection(asyncio.Protocol):
             exchange.bad_request(bad)
             return len(data)
 
-    def _reject(self, status: int, code: str, message: str) -> None:
+    def _reject(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
         self._door.counters.responded(status)
-        self.write(error_bytes(status, code, message, connection=b"close", retry_after_s=None, with_body=True))
+        self.write(error_bytes(status, code, message, connection=b"close", retry_after_s=retry_after_s, with_body=True))
         self._linger()
 
     def _linger(self) -> None:
@@ -286,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
         self._ahead = b""
         self._deadline_at = self._door.time() + self._door.limits.linger_s
         self.half_close()
-        if self._paused:
+        if self.read_paused:
             self.update_reading()
 
     def _vanish(self) -> None:
@@ -327,14 +347,14 @@ class ClientConnection(asyncio.Protocol):
 
     def _sends_nothing(self, exchange: Exchange, now: float) -> bool:
         """Whether a body that is wanted has not come on for too long."""
-        if exchange.body.done or exchange.tunnel or self._paused:
+        if exchange.body.done or exchange.tunnel or self.read_paused:
             self._heard_at = now
         return now - self._heard_at >= self._door.limits.stall_s
 
     @property
     def unheard(self) -> int | None:
         """The descriptor of a waiting client whose leaving cannot be heard, because it is not being read."""
-        if not self._paused or self.exchange is None or self.exchange.tunnel:
+        if not self.read_paused or self.exchange is None or self.exchange.tunnel:
             return None
         sock: socket.socket | None = self._transport.get_extra_info("socket")
         return None if sock is None or self._transport.is_closing() else sock.fileno()
@@ -358,25 +378,69 @@ class Server:
     def __init__(self, door: Door, most_clients: int = 10_000) -> None:
         self._door = door
         self._clients = Clients(most_clients)
+        self._listener: socket.socket | None = None
         self._listening: asyncio.Server | None = None
+        self._changing: asyncio.Task[None] | None = None
+        self._certificate: Certificate | None = None
+        self._table = 0
         self._stop_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0
         self._loop = asyncio.get_running_loop()
         self.stopped: asyncio.Future[None] = self._loop.create_future()
 
-    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Serve on a bound socket."""
-        scheme = b"https" if tls else b"http"
-        self._listening = await self._loop.create_server(
-            lambda: ClientConnection(self._door, self._clients, scheme), sock=listener, backlog=BACKLOG, ssl=tls
-        )
+    async def start(self, listener: socket.socket, certificate: Certificate | None = None) -> None:
+        """Serve on a bound socket, with TLS when there is a certificate."""
+        self._listener, self._certificate = listener, certificate
+        await self._listen(listener)
         self._sweep()
 
-    def stop(self, grace_s: float) -> None:
-        """Accept nothing more; `stopped` is set when the requests under way are done, or after `grace_s`."""
+    async def _listen(self, listener: socket.socket) -> None:
+        scheme, context = (b"https", self._certificate.context) if self._certificate else (b"http", None)
+        self._listening = await self._loop.create_server(
+            lambda: ClientConnection(self._door, self._clients, scheme),
+            sock=listener.dup(),
+            backlog=BACKLOG,
+            ssl=context,
+        )
+
+    def _follow_tls(self, now: float) -> None:
+        """Use the certificate that the table names. When it cannot be used nobody is served: never without it."""
+        table, listener = self._door.table, self._listener
+        if self._certificate is not None:
+            self._certificate.refresh(now)
+        used = self._certificate.files if self._certificate else None
+        if listener is None or self._changing is not None or not table.number:
+            return
+        if table.tls == used and self._listening is not None:
+            return
         if self._listening is not None:
             self._listening.close()
             self._listening = None
+        try:
+            self._certificate = Certificate(table.tls) if table.tls else None
+        except OSError as error:
+            if table.number != self._table:
+                logger.error("the endpoint is closed: the TLS key and certificate cannot be used: %s", error)
+            self._table = table.number
+            return
+        self._changing = self._loop.create_task(self._listen(listener))
+        self._changing.add_done_callback(self._changed)
+
+    def _changed(self, changing: asyncio.Task[None]) -> None:
+        self._changing = None
+        if not changing.cancelled() and changing.exception() is not None:
+            logger.error("the endpoint is closed: %s", changing.exception())
+        if self._listener is None and self._listening is not None:  # told to stop meanwhile
+            self._listening.close()
+            self._listening = None
+
+    def stop(self, grace_s: float) -> None:
+        """Accept nothing more; `stopped` is set when the requests under way are done, or after `grace_s`."""
+        for listening in (self._listening, self._listener):
+            if listening is not None:
+                listening.close()
+        self._listening = self._listener = None
         stop_at = self._door.time() + grace_s
         self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
         self._door.stop()
@@ -386,13 +450,17 @@ class Server:
         if self._timer is not None:
             self._timer.cancel()
         now = self._door.time()
+        if 0.0 < self._due_at <= self._loop.time():
+            self._door.counters.lag.observe(self._loop.time() - self._due_at)
         self._door.sweep()
+        self._follow_tls(now)
         for client in list(self._clients):
             client.check(now)
         self._find_unheard()
         if self._stop_at is not None and self._finish(now, self._stop_at):
             return
-        self._timer = self._loop.call_later(SWEEP_S if self._stop_at is None else SWEEP_S / 5, self._sweep)
+        self._due_at = self._loop.time() + (SWEEP_S if self._stop_at is None else SWEEP_S / 5)
+        self._timer = self._loop.call_at(self._due_at, self._sweep)
 
     def _find_unheard(self) -> None:
         silent = {fd: client for client in self._clients if (fd := client.unheard) is not None}
@@ -415,10 +483,17 @@ class Server:
         return True
 
 
-def open_listener(host: str, port: int) -> socket.socket:
-    """A socket bound to the address. Raises OSError, EADDRINUSE among others."""
+def open_listener(host: str, port: int, *, alone: bool = True) -> socket.socket:
+    """A socket bound to the address, which other workers of the same door can share. Raises OSError: EADDRINUSE among
+    others, when `alone` and somebody is there, be it another door."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    if alone and port:
+        with socket.socket(family, socket.SOCK_STREAM) as first:
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                first.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            first.bind((host, port))
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
     set_options(listener)  # accepted sockets inherit them
     listener.setblocking(False)
     return listener

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from skyserve.load_balancer import wire
+from skyserve.load_balancer import metrics, wire
+from skyserve.load_balancer.crew import Crew
 from skyserve.load_balancer.door import Door
 from skyserve.model.routing import RoutingTable
 
@@ -26,6 +27,12 @@ LINE_LIMIT = 8 * 1024 * 1024
 
 UNREAD_LIMIT = 1024 * 1024
 """Bytes of reports that may wait for a controller that does not read before it is dropped."""
+
+SCRAPE_LIMIT = 16 * 1024
+"""Bytes of a request for metrics."""
+
+GREETING_S = 0.1
+"""Who has said nothing for so long is no HTTP client and is greeted."""
 
 logger = logging.getLogger("skyserve.load_balancer")
 
@@ -72,6 +79,7 @@ class AdminServer:
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
+        self.crew: Crew | None = None
         self._path: Path | None = None
         self._inode = 0
 
@@ -103,7 +111,7 @@ class AdminServer:
         self._ends.add(end)
         door = self._door
         end.say(wire.encode_hello(wire.Hello(door.boot, os.getpid(), door.table.number, self._port)))
-        end.say(wire.encode_report(door.report()))
+        end.say(wire.encode_report(self._merged()))
 
     def left(self, end: AdminConnection) -> None:
         """Somebody hung up."""
@@ -113,11 +121,36 @@ class AdminServer:
         """Obey one line. Raises wire.BadWord."""
         order = wire.decode_order(line)
         if isinstance(order, wire.Stop):
-            self._on_stop(order.grace_s)
-        elif self._door.apply(order):
+            self.stop(order.grace_s)
+        elif self.obey(order):
             self._tables.save(order)
         else:
             self.report_soon()
+
+    def stop(self, grace_s: float) -> None:
+        """Have all workers finish what they have, in so many seconds."""
+        if self.crew is not None:
+            self.crew.stop(grace_s)
+        self._on_stop(grace_s)
+
+    def obey(self, table: RoutingTable) -> bool:
+        """Take over a table, here and in the other workers; False when it is not new."""
+        if self.crew is None:
+            return self._door.apply(table)
+        fresh = self._door.apply(self.crew.share(table))
+        if fresh:
+            self.crew.follow(table)
+            self._door.pool.share(self.crew.board)
+        return fresh
+
+    def metrics(self) -> str:
+        """The numbers for operators."""
+        others = self.crew.samples() if self.crew is not None else []
+        return metrics.text([metrics.samples(self._door), *others])
+
+    def _merged(self) -> wire.DoorReport:
+        own = self._door.report()
+        return own if self.crew is None else self.crew.merged(own)
 
     def report_soon(self) -> None:
         """Report before the loop turns again; any number of calls make one report."""
@@ -131,7 +164,7 @@ class AdminServer:
     def _report(self) -> None:
         self._soon = None
         if self._ends:
-            line = wire.encode_report(self._door.report())
+            line = wire.encode_report(self._merged())
             for end in list(self._ends):
                 end.say(line)
 
@@ -139,20 +172,26 @@ class AdminServer:
 class AdminConnection(asyncio.Protocol):
     """One controller, or one curious operator."""
 
-    __slots__ = ("_admin", "_buffer", "transport")
+    __slots__ = ("_admin", "_buffer", "_greeting", "transport")
 
     def __init__(self, admin: AdminServer) -> None:
         self._admin = admin
         self._buffer = bytearray()
+        self._greeting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
         self.transport = cast(asyncio.Transport, transport)
-        self._admin.joined(self)
+        self._greeting = asyncio.get_running_loop().call_later(GREETING_S, self._greet)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         self._buffer += data
+        if self._greeting is not None:
+            if self._buffer.startswith(b"GET "):
+                self._show_metrics()
+                return
+            self._greet()
         *lines, rest = self._buffer.split(b"\n")
         self._buffer = rest
         try:
@@ -167,7 +206,31 @@ class AdminConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
+        if self._greeting is not None:
+            self._greeting.cancel()
         self._admin.left(self)
+
+    def _greet(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
+            self._greeting = None
+            self._admin.joined(self)
+
+    def _show_metrics(self) -> None:
+        """Answer one HTTP request, for whoever scrapes; it gets nothing else."""
+        if self._greeting is not None:
+            self._greeting.cancel()
+        if b"\r\n\r\n" not in self._buffer:
+            if len(self._buffer) > SCRAPE_LIMIT:
+                self.transport.abort()
+            return
+        found = self._buffer.split(b" ", 2)[1] == b"/metrics"
+        body = self._admin.metrics().encode() if found else b"there is /metrics\n"
+        status = b"200 OK" if found else b"404 Not Found"
+        kind = metrics.CONTENT_TYPE.encode() if found else b"text/plain"
+        head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        self.transport.write(head % (status, kind, len(body)) + body)
+        self.transport.close()
 
     def say(self, line: bytes) -> None:
         """Send one line, unless the other end has stopped reading."""

@@ -2,19 +2,20 @@
 
 It knows the format and nothing else; it must not know sockets, and imports only the model.
 
-Controller to door: `table`, `stop`. Door to controller: `hello` once, then `load`.
+Controller to door: `table`, `stop`. Door to controller: `hello` once, then `load`. Between the workers of a door: the
+same but for `hello`, and `samples` to the first of them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from skyserve.model.evidence import LoadReport
 from skyserve.model.routing import Endpoint, RoutingTable
-from skyserve.model.service import LoadBalancer
+from skyserve.model.service import LoadBalancer, Tls
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+):[0-9]{1,5}")
 
@@ -51,6 +52,61 @@ class DoorReport:
     suspects: tuple[int, ...] = ()
     responses: Mapping[int, int] = field(default_factory=dict)
     retries: int = 0
+
+
+Sample = tuple[str, tuple[tuple[str, str], ...], float]
+"""A name, labels and their values, and the number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What workers that are gone have counted."""
+
+    requests_total: int = 0
+    responses: Mapping[int, int] = field(default_factory=dict)
+    retries: int = 0
+
+    def plus(self, report: DoorReport) -> Totals:
+        """One more is gone, and this was its last report."""
+        codes = {*self.responses, *report.responses}
+        return Totals(
+            self.requests_total + report.load.requests_total,
+            {code: self.responses.get(code, 0) + report.responses.get(code, 0) for code in codes},
+            self.retries + report.retries,
+        )
+
+
+class Lines:
+    """Cuts what arrives into lines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that are whole now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return lines
+
+
+def encode_samples(samples: Iterable[Sample]) -> bytes:
+    """One line: what a worker counts for operators."""
+    return _line({"type": "samples", "samples": list(samples)})
+
+
+def is_samples(line: bytes) -> bool:
+    """Whether a line is for `decode_samples`."""
+    return line.startswith(b'{"type":"samples"')
+
+
+def decode_samples(line: bytes) -> list[Sample]:
+    """Read what a worker counts. Raises BadWord."""
+    rows = _object(line).get("samples")
+    if not isinstance(rows, list):
+        raise BadWord("samples is not a list")
+    try:
+        return [(str(name), tuple((str(k), str(v)) for k, v in labels), _number(value)) for name, labels, value in rows]
+    except (TypeError, ValueError) as error:
+        raise BadWord(f"malformed samples: {error!r}") from error
 
 
 def encode_table(table: RoutingTable) -> bytes:
@@ -124,18 +180,31 @@ def _table(word: Mapping[str, object]) -> RoutingTable:
         settings=_settings(_mapping(word.get("settings", {}))),
         endpoints=tuple(_endpoint(_mapping(row)) for row in rows),
         closing=word.get("closing") is True,
+        tls=None if word.get("tls") is None else _tls(_mapping(word["tls"])),
     )
+
+
+def _tls(word: Mapping[str, object]) -> Tls:
+    return Tls(str(word["keyfile"]), str(word["certfile"]))
 
 
 def _settings(word: Mapping[str, object]) -> LoadBalancer:
     default = LoadBalancer()
-    silence = word.get("stream_timeout_seconds")
+    most = word.get("max_concurrency_per_replica")
     return LoadBalancer(
         mode=_one_of(word.get("mode", default.mode), "proxy", "redirect"),
-        stream_timeout_seconds=None if silence is None else _number(silence),
+        stream_timeout_seconds=_number_or_none(word.get("stream_timeout_seconds")),
         queue_size=_whole(word.get("queue_size", default.queue_size)),
         queue_timeout_seconds=_number(word.get("queue_timeout_seconds", default.queue_timeout_seconds)),
         retry=_one_of(word.get("retry", default.retry), "idempotent", "safe"),
+        connect_timeout_seconds=_number(word.get("connect_timeout_seconds", default.connect_timeout_seconds)),
+        first_byte_timeout_seconds=_number_or_none(word.get("first_byte_timeout_seconds")),
+        request_timeout_seconds=_number_or_none(word.get("request_timeout_seconds")),
+        max_concurrency_per_replica=None if most is None else _whole(most),
+        max_body_mib=_number_or_none(word.get("max_body_mib")),
+        slow_start_seconds=_number(word.get("slow_start_seconds", default.slow_start_seconds)),
+        session_key=str(word.get("session_key", default.session_key)),
+        workers=_whole(word.get("workers", default.workers)),
     )
 
 
@@ -186,6 +255,10 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadWord(f"{value!r:.40} is not a number")
     return float(value)
+
+
+def _number_or_none(value: object) -> float | None:
+    return None if value is None else _number(value)
 
 
 def _one_of(value: object, *words: str) -> str:

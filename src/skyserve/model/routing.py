@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from skyserve.model.service import LoadBalancer
+from skyserve.model.service import LoadBalancer, Tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Endpoint:
 class RoutingTable:
     """All that a door needs to know. A table with a higher `number` replaces the one before it.
 
+    `tls` are the files of the endpoint's key and certificate; without them it is not encrypted.
     `closing` is set while the service goes down: new requests are refused, those under way end in peace.
     """
 
@@ -32,3 +33,4 @@ class RoutingTable:
     settings: LoadBalancer = LoadBalancer()
     endpoints: tuple[Endpoint, ...] = ()
     closing: bool = False
+    tls: Tls | None = None

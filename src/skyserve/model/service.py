@@ -98,16 +98,32 @@ class LoadBalancer:
     """How the door treats requests. Durations are seconds.
 
     `mode`: `proxy` relays, `redirect` answers 307 with a replica's own address.
-    `stream_timeout_seconds`: the longest silence of a replica in the middle of an answer; None means no limit.
-    `queue_size`, `queue_timeout_seconds`: how many requests are held while no replica is ready, and for how long.
+    `connect_timeout_seconds`: a replica that accepts no connection in this time counts as unreachable.
+    `first_byte_timeout_seconds`: the longest wait for an answer to begin; None means no limit.
+    `stream_timeout_seconds`: the longest silence of a replica before or in an answer; None means no limit.
+    `request_timeout_seconds`: the longest that a request may take as a whole; None means no limit.
+    `queue_size`, `queue_timeout_seconds`: how many requests are held while no replica can take them, and for how long.
+    `max_concurrency_per_replica`: requests that a replica has at once, beyond which they are held; None means no limit.
+    `max_body_mib`: the largest request body, MiB; None means no limit.
     `retry`: `idempotent` repeats an unanswered request on another replica, `safe` only one that no replica began.
+    `slow_start_seconds`: how long it takes a new replica to get its full share.
+    `workers`: processes that serve the endpoint's port.
+    `session_key`: what `session_affinity` goes by, `header:NAME` or `cookie:NAME`.
     """
 
     mode: str = "proxy"
     stream_timeout_seconds: float | None = None
     queue_size: int = 1000
     queue_timeout_seconds: float = 300.0
-    retry: str = "idempotent"
+    retry: str = "safe"
+    connect_timeout_seconds: float = 3.0
+    first_byte_timeout_seconds: float | None = None
+    request_timeout_seconds: float | None = None
+    max_concurrency_per_replica: int | None = None
+    max_body_mib: float | None = None
+    slow_start_seconds: float = 0.0
+    session_key: str = "header:X-Session-ID"
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)

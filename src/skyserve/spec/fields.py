@@ -36,6 +36,7 @@ _INFRA = Text("a place such as aws/us-east-1, k8s/my-context or *", r"[^\s/]+(/[
 _SECONDS_ABOVE_0 = Number(above=0)
 _SECONDS = Number(minimum=0)
 _COUNT = Integer(0)
+_SESSION_KEY = Text("header:NAME or cookie:NAME", r"(header|cookie):[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _PROBE, _POLICY, _DOOR = ReadinessProbe(), ReplicaPolicy(), LoadBalancer()
 _REPLICA, _SERVICE = Resources(), ServiceSpec(name="", run="")
@@ -142,14 +143,40 @@ LOAD_BALANCER = Section(
         Field(
             "stream_timeout_seconds",
             _SECONDS_ABOVE_0,
-            "The longest silence of a replica in the middle of an answer. Not given: no limit.",
+            "The longest silence of a replica, before an answer or in the middle of it. Not given: no limit.",
         ),
-        Field("queue_size", _COUNT, "How many requests wait while no replica is ready.", _DOOR.queue_size),
+        Field(
+            "connect_timeout_seconds",
+            _SECONDS_ABOVE_0,
+            "How long a replica may take to accept a connection; then another one is asked.",
+            _DOOR.connect_timeout_seconds,
+        ),
+        Field(
+            "first_byte_timeout_seconds",
+            _SECONDS_ABOVE_0,
+            "How long a replica may take to begin an answer; then the client gets 504. Not given: no limit.",
+        ),
+        Field(
+            "request_timeout_seconds",
+            _SECONDS_ABOVE_0,
+            "How long a request may take as a whole, waiting included. Not given: no limit.",
+        ),
+        Field("queue_size", _COUNT, "How many requests wait while no replica can take them.", _DOOR.queue_size),
         Field(
             "queue_timeout_seconds",
             _SECONDS,
-            "How long a request waits for a replica to be ready.",
+            "How long a request waits for a replica that can take it.",
             _DOOR.queue_timeout_seconds,
+        ),
+        Field(
+            "max_concurrency_per_replica",
+            Integer(1),
+            "Requests that a replica has at once; more of them wait in the queue. Not given: no limit.",
+        ),
+        Field(
+            "max_body_mib",
+            Number(above=0),
+            "The largest request body, in MiB; a larger one gets 413. Not given: no limit.",
         ),
         Field(
             "retry",
@@ -158,6 +185,19 @@ LOAD_BALANCER = Section(
             "or only what is `safe` because no replica began with it.",
             _DOOR.retry,
         ),
+        Field(
+            "slow_start_seconds",
+            _SECONDS,
+            "How long it takes a new replica to get its full share of the load.",
+            _DOOR.slow_start_seconds,
+        ),
+        Field(
+            "session_key",
+            _SESSION_KEY,
+            "Which header or cookie names the session that `session_affinity` keeps on one replica.",
+            _DOOR.session_key,
+        ),
+        Field("workers", Integer(1, 64), "How many processes take requests at the endpoint.", _DOOR.workers),
     ),
     "How requests are treated on their way to the replicas.",
 )
@@ -168,7 +208,7 @@ TLS = Section(
         Field("keyfile", _PATH, "Path of the private key, PEM.", required=True),
         Field("certfile", _PATH, "Path of the certificate chain, PEM.", required=True),
     ),
-    "Will make the endpoint `https://`.",
+    "What the endpoint proves itself with; its clients then say `https://`.",
 )
 
 _NO_POOLS = Refused("belongs to pools of workers, and a service has replicas", "use `replicas` or `replica_policy`")
@@ -187,12 +227,14 @@ SERVICE = Section(
         Field("ports", OneOf((_PORT, _PORT_TEXT)), "The port that serves, where `resources.ports` opens several."),
         Field(
             "load_balancing_policy",
-            Text(choices=("round_robin", "least_load", "instance_aware_least_load")),
+            Text(
+                choices=("round_robin", "least_load", "instance_aware_least_load", "power_of_two", "session_affinity")
+            ),
             "How a replica is picked for a request.",
             _SERVICE.load_balancing_policy,
         ),
         Field("load_balancer", LOAD_BALANCER, "How requests are relayed; see below."),
-        Field("tls", TLS, "Key and certificate of the endpoint; refused by `up` until the endpoint can use them."),
+        Field("tls", TLS, "Key and certificate of the endpoint, which then is `https://`."),
         Field("pool", _NO_POOLS),
         Field("workers", _NO_POOLS),
     ),

@@ -80,13 +80,20 @@ class ServiceReader:
         node = self.section.map("load_balancer")
         if node is None:
             return LoadBalancer()
-        silence = node.number("stream_timeout_seconds", 0)
         return LoadBalancer(
             mode=_lower(node.text("mode")) or _DOOR.mode,
-            stream_timeout_seconds=silence or _DOOR.stream_timeout_seconds,
+            stream_timeout_seconds=node.number("stream_timeout_seconds", 0) or None,
             queue_size=node.integer("queue_size", _DOOR.queue_size),
             queue_timeout_seconds=node.number("queue_timeout_seconds", _DOOR.queue_timeout_seconds),
             retry=_lower(node.text("retry")) or _DOOR.retry,
+            connect_timeout_seconds=node.number("connect_timeout_seconds", _DOOR.connect_timeout_seconds),
+            first_byte_timeout_seconds=node.number("first_byte_timeout_seconds", 0) or None,
+            request_timeout_seconds=node.number("request_timeout_seconds", 0) or None,
+            max_concurrency_per_replica=node.integer("max_concurrency_per_replica", 0) or None,
+            max_body_mib=node.number("max_body_mib", 0) or None,
+            slow_start_seconds=node.number("slow_start_seconds", _DOOR.slow_start_seconds),
+            session_key=node.text("session_key") or _DOOR.session_key,
+            workers=node.integer("workers", _DOOR.workers),
         )
 
     def tls(self) -> Tls | None:

@@ -1,0 +1,135 @@
+"""Clients that others wrote, through the door: curl, OpenAI's library, node's fetch, aiohttp's WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+
+import aiohttp
+import openai
+import pytest
+from tests.load_balancer.conftest import Request, Rig, Wire
+from tests.load_balancer.test_door_conformance import echo
+
+WORDS = ["The", " door", " is", " open", "."]
+MODEL = {"id": "c1", "created": 1, "model": "m"}
+
+
+async def engine(wire: Wire, request: Request) -> None:
+    """As much of an engine as an OpenAI client needs: a whole answer, or one by events."""
+    path = request.line.split(b" ")[1]
+    if path == b"/v1/chat/completions" and json.loads(request.body).get("stream"):
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for word in WORDS:
+            choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+            event(wire, json.dumps({**MODEL, "object": "chat.completion.chunk", "choices": [choice]}))
+            await asyncio.sleep(0.001)
+        event(wire, "[DONE]")
+        wire.send(b"0\r\n\r\n")
+    elif path == b"/v1/chat/completions":
+        message = {"role": "assistant", "content": "".join(WORDS)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        body = json.dumps({**MODEL, "object": "chat.completion", "choices": [choice]}).encode()
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    else:
+        if request.one("expect") and request.one("content-length"):
+            wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.body = await wire.reader.readexactly(int(request.one("content-length") or 0))
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(request.body) + request.body)
+
+
+def event(wire: Wire, text: str) -> None:
+    data = f"data: {text}\n\n".encode()
+    wire.send(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+async def said_by(*command: str, given: bytes = b"") -> bytes:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    out, err = await asyncio.wait_for(process.communicate(given), 15.0)
+    assert process.returncode == 0, err.decode()
+    return out
+
+
+def test_openai_library(rig_once) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.replica(engine)
+        messages = [{"role": "user", "content": "?"}]
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{rig.port}/v1", api_key="k", max_retries=0) as client:
+            whole = await client.chat.completions.create(model="m", messages=messages)
+            assert whole.choices[0].message.content == "".join(WORDS)
+            parts = [
+                part.choices[0].delta.content
+                async for part in await client.chat.completions.create(model="m", messages=messages, stream=True)
+            ]
+            assert parts == WORDS
+            await rig.until(lambda: rig.busy() == 0)
+
+    rig_once(scenario)
+
+
+def test_openai_library_understands_the_doors_own_errors(rig_once) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.settings(queue_size=0)
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{rig.port}/v1", api_key="k", max_retries=0) as client:
+            with pytest.raises(openai.InternalServerError, match="no replica became ready in time") as raised:
+                await client.models.list()
+        assert (raised.value.status_code, raised.value.code) == (503, "no_replica_ready")
+
+    rig_once(scenario)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="apt-get install curl")
+def test_curl(rig_once) -> None:
+    large = b"z" * 2_000_000
+
+    async def scenario(rig: Rig) -> None:
+        await rig.replica(engine)
+        url = f"http://127.0.0.1:{rig.port}/echo"
+        curl = ("curl", "-sS", "--fail", "--max-time", "10")
+        assert await said_by(*curl, "-d", "a=b", url, url) == b"a=b" * 2
+        assert await said_by(*curl, "-H", "Expect: 100-continue", "--data-binary", "@-", url, given=large) == large
+        assert await said_by(*curl, "-T", "-", url, given=b"abc") == b"3\r\nabc\r\n0\r\n\r\n", "an upload in chunks"
+        assert await said_by(*curl, "--http1.0", "-d", "old", url) == b"old"
+        assert await said_by(*curl, "--http2", "-d", "x", url) == b"x", "an upgrade to HTTP/2 is not taken"
+        assert b"200 OK" in await said_by(*curl, "-I", url)
+
+    rig_once(scenario)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="apt-get install nodejs")
+def test_node_fetch(rig_once) -> None:
+    program = """
+    const url = process.argv[1];
+    const ask = (stream) => fetch(url, {method: "POST", body: JSON.stringify({stream})});
+    const whole = await (await ask(false)).json();
+    let text = "";
+    for await (const part of (await ask(true)).body) text += Buffer.from(part).toString();
+    console.log(JSON.stringify([whole.choices[0].message.content, text.split("data: ").length - 1]));
+    """
+
+    async def scenario(rig: Rig) -> None:
+        await rig.replica(engine)
+        url = f"http://127.0.0.1:{rig.port}/v1/chat/completions"
+        said = await said_by("node", "--input-type=module", "-e", program, url)
+        assert json.loads(said) == ["".join(WORDS), len(WORDS) + 1]
+
+    rig_once(scenario)
+
+
+def test_aiohttp_websocket(rig_once) -> None:
+    async def scenario(rig: Rig) -> None:
+        async def greet(wire: Wire, request: Request) -> None:
+            key = request.one("sec-websocket-key") or b""
+            await echo(wire, request, accept=key)
+
+        await rig.replica(greet)
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"http://127.0.0.1:{rig.port}/ws") as socket:
+            await socket.send_str("hello")
+            assert await socket.receive_str() == "hello"
+            await socket.send_bytes(b"x" * 1_000_000)
+            assert await socket.receive_bytes() == b"x" * 1_000_000
+            await socket.ping()
+
+    rig_once(scenario)
