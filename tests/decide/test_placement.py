@@ -54,7 +54,7 @@ def test_a_loss_is_remembered_and_a_refusal_of_a_pool_that_holds_others_means_it
     refused = Event(EventKind.REFUSED, "east1/gpu", "east1", NOW, 0.0)
     full = hazard.learn(view(3, held(1, "east1"), held(2, "east1"), events=(refused,), memory=calm("east1")))
     record = full.records["east1/gpu"]
-    assert (record.room, record.down_at) == (2, 0.0)
+    assert (record.full_at, record.down_at) == (NOW, 0.0)
     assert hazard.room(record, NOW, 2, free=True) == 3
 
 

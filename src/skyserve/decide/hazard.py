@@ -17,7 +17,7 @@ from skyserve.model.placement import Event, EventKind, Held, PlacementMemory, Po
 
 TAIL = 0.9
 SCALE_S = 1440.0
-FLOOR_PER_S = 0.5 / 86400
+FLOOR_PER_S = 0.8 / 86400
 """Even the calmest pools are lost now and then: between once in a fortnight and ten times a day, in the recordings."""
 UNSEEN_CALM_S = 3600.0
 """Nobody knows how long a pool has been calm that nobody watches: at most this long counts. Up-times have medians of
@@ -83,12 +83,16 @@ def chance(record: PoolRecord, now: float) -> float:
 
 
 def room(record: PoolRecord, now: float, live: int, *, free: bool) -> int:
-    """How many replicas a mix may count on there; `free` says that it may be asked. A pool that was full lately is
-    asked for one more than it held."""
+    """How many replicas may be hoped for there; `free` says that it may be asked. A pool that was full lately is asked
+    for one more than it holds."""
     if not free or (record.down_at and chance(record, now) < LIKELY):
         return live
-    full_lately = record.full_at and now - record.full_at < AHEAD_S
-    return max(live, record.room) + 1 if full_lately else NO_LIMIT
+    return live + 1 if is_full(record, now) else NO_LIMIT
+
+
+def is_full(record: PoolRecord, now: float) -> bool:
+    """Whether it refused lately while it held replicas of ours."""
+    return bool(record.full_at) and now - record.full_at < AHEAD_S
 
 
 def is_unproven(record: PoolRecord) -> bool:
@@ -129,7 +133,7 @@ def _after_bad(record: PoolRecord, event: Event, live: int) -> PoolRecord:
     at = event.at
     if event.kind is EventKind.REFUSED:
         if live:
-            return replace(record, bad_at=at, refused_at=at, full_at=at, room=live)
+            return replace(record, bad_at=at, refused_at=at, full_at=at)
         return replace(record, up_at=at, bad_at=at, down_at=record.down_at or at, refused_at=at)
     return replace(record, up_at=at, bad_at=at, down_at=0.0 if live else record.down_at or at)
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from skyserve.decide import hazard
 from skyserve.decide.hazard import AHEAD_S, Learnt
 from skyserve.model.placement import Held, Mix, PlacementMemory, View
 
-VALUE = 23.0
+VALUE = 22.0
 """Weight of unavailability at VALUE_AT and with an outage of VALUE_OUTAGE_S."""
 VALUE_AT = 0.995
 VALUE_OUTAGE_S = 240.0
@@ -46,8 +46,11 @@ SETTLE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A pool as the plan sees it: price as a share of on-demand, losses to expect per second, replicas it has, and how
-    many may be counted on."""
+    """A pool as the plan sees it: price as a share of on-demand, losses to expect per second, and replicas it has.
+
+    `room` is how many may be hoped for, `sure` how many may be counted on: only what is there, where the last answer
+    was no or it was full lately.
+    """
 
     name: str
     location: str
@@ -56,6 +59,12 @@ class Site:
     losses_per_s: float
     live: int
     room: int
+    sure: int
+
+    @property
+    def proven(self) -> Site:
+        """The same, without hope."""
+        return self if self.room == self.sure else replace(self, room=self.sure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +92,11 @@ def place(view: View) -> Mix:
         return Mix((), memory.on_demand, (), memory, memory.wake_at, memory.text)
     learnt = hazard.learn(view)
     sites = sites_of(view, learnt)
-    plan = best_plan(sites, view, wanted, learnt.ready_s or view.cold_start_s)
+    cold_start_s = learnt.ready_s or view.cold_start_s
+    plan = best_plan([site.proven for site in sites], view, wanted, cold_start_s)
+    hope = best_plan(sites, view, wanted, cold_start_s)
     lookout = _lookout(plan, sites, learnt, view.now)
-    launch = _launches(plan, lookout, learnt)
+    launch = _launches(plan, hope, lookout)
     let_go = _let_go(view, plan, lookout)
     ready = sum(one.ready for one in view.held if one.spot and one.id not in let_go)
     on_demand = _on_demand(view, plan, ready)
@@ -139,6 +150,8 @@ def sites_of(view: View, learnt: Learnt) -> list[Site]:
         if not count and not free:
             continue
         record = learnt.records[pool.name]
+        room = hazard.room(record, view.now, count, free=free)
+        doubtful = hazard.is_unproven(record) or hazard.is_full(record, view.now)
         site = Site(
             name=pool.name,
             location=pool.location,
@@ -146,7 +159,8 @@ def sites_of(view: View, learnt: Learnt) -> list[Site]:
             price=pool.price_per_hour / unit,
             losses_per_s=learnt.pace * hazard.losses_per_s(record, view.now),
             live=count,
-            room=hazard.room(record, view.now, count, free=free),
+            room=room,
+            sure=min(room, count) if doubtful else room,
         )
         found.append(site)
     return found
@@ -167,7 +181,8 @@ def best_plan(sites: Sequence[Site], view: View, wanted: int, cold_start_s: floa
         cheapest = sorted(sites, key=partial(judge.price, most=most))
         safest = sorted(sites, key=partial(judge.weigh, most=most))
         roomy = sorted(safest, key=partial(_is_narrow, most=most))
-        for extra, order in ((0, roomy), (most, _regions_first(cheapest)), (most, _regions_first(safest))):
+        covered = ((most, _regions_first(cheapest)), (most, _regions_first(safest)))
+        for extra, order in ((0, roomy), (0, safest), (0, safest[:1]), *covered):
             plan = judge.plan(*_filled(order, wanted + extra, most, wanted))
             if plan.score < best.score - 1e-9:
                 best = plan
@@ -283,14 +298,15 @@ def _planned(memory: PlacementMemory, plan: Plan, on_demand: int, *, lasting: bo
     return max(plan.on_demand, min(memory.planned, on_demand)) if lasting else plan.on_demand
 
 
-def _launches(plan: Plan, lookout: Site | None, learnt: Learnt) -> tuple[str, ...]:
-    """What the plan lacks, and the lookout. A pool whose last answer was no is asked for one replica first."""
+def _launches(plan: Plan, hope: Plan, lookout: Site | None) -> tuple[str, ...]:
+    """What the plan lacks, the lookout, and a scout for each pool that a better plan would count on, if it is as good
+    as one hopes: one replica, whose fate will tell."""
     names: list[str] = []
     for site, count in plan.spot:
-        lacking = count - site.live
-        if lacking > 0 and site.room > site.live:
-            names += [site.name] * (1 if hazard.is_unproven(learnt.records[site.name]) else lacking)
-    if lookout is not None and not lookout.live:
+        names += [site.name] * max(0, count - site.live)
+    if hope.score < plan.score:
+        names += [site.name for site, count in hope.spot if count > site.live >= site.sure]
+    if lookout is not None and not lookout.live and lookout.name not in names:
         names.append(lookout.name)
     return tuple(names)
 

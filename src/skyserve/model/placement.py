@@ -65,7 +65,7 @@ class PoolRecord:
 
     `up_at`: it has had capacity since then, as far as is known. `bad_at`: last loss or refusal. `down_at`: start of the
     spell without a success; 0 when the last that was seen of it was good. `refused_at`: last refusal that no accepted
-    launch has followed. `full_at`: last refusal while it held replicas of ours, and `room` is how many.
+    launch has followed. `full_at`: last refusal while it held replicas of ours.
     """
 
     pool: str
@@ -74,7 +74,6 @@ class PoolRecord:
     down_at: float = 0.0
     refused_at: float = 0.0
     full_at: float = 0.0
-    room: int = 0
 
 
 @dataclass(frozen=True, slots=True)
