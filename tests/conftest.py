@@ -6,8 +6,13 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from tests.bed.hosts import Bed
 from tests.bed.private import obstacle, private_network
+
+# How long an example takes says nothing on a machine that has other things to do.
+settings.register_profile("patient", parent=settings(), deadline=None)
+settings.load_profile("patient")
 
 
 def pytest_configure() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from skyserve.errors import SpecError
 from skyserve.model.resources import Accelerator, Quantity, Resources
 from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ServiceSpec, Tls
 from skyserve.spec.load import LoadedService, load_service
@@ -314,13 +315,28 @@ def test_warnings() -> None:
     )
 
 
+@pytest.mark.parametrize(("text", "share"), [("99.9%", 0.999), ("0.98", 0.98), ("50%", 0.5)])
+def test_availability_is_a_share_of_the_time(text: str, share: float) -> None:
+    policy = f"{{min_replicas: 1, availability: {text}}}"
+    spec = load(f"run: x\nservice: {{replica_policy: {policy}}}\nresources: {{ports: 80, use_spot: true}}\n").spec
+    assert spec.replica_policy.availability == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["99.9", "100%", "1", "0%"])
+def test_availability_is_neither_nothing_nor_everything(text: str) -> None:
+    policy = f"{{min_replicas: 1, availability: {text}}}"
+    with pytest.raises(SpecError, match="availability") as caught:
+        load(f"run: x\nservice: {{replica_policy: {policy}}}\nresources: {{ports: 80, use_spot: true}}\n")
+    assert "0.999" in str(caught.value.hint)
+
+
 def test_keys_without_an_effect_yet_are_named_once() -> None:
     loaded = load(
         "run: x\nservice: {replica_policy: {min_replicas: 1, dynamic_ondemand_fallback: true}}\nvolumes: {/data: v}\n"
         "resources: {ports: 80, use_spot: true, disk_tier: best, labels: , "
         "any_of: [{infra: aws, disk_tier: low}, {infra: gcp, autostop: 5}]}\n"
     )
-    unused = "`dynamic_ondemand_fallback`, `volumes`, `autostop`"
+    unused = "`volumes`, `autostop`"
     assert loaded.warnings == (f"accepted, but not acted on yet: {unused}",)
 
 

@@ -175,7 +175,10 @@ def test_a_missing_section_is_answered_with_what_a_file_needs() -> None:
         (service("replica_policy: {min_replicas: 1, spot_placer: dynamic_fallback}"), "for services on spot"),
         (service("replica_policy: {min_replicas: 1, dynamic_ondemand_fallback: true}"), "for services on spot"),
         (service("replica_policy: {min_replicas: 1, base_ondemand_fallback_replicas: 1}"), "for services on spot"),
-        (service("replica_policy: {min_replicas: 1, spot_placer: other}"), "must be one of dynamic_fallback"),
+        (
+            service("replica_policy: {min_replicas: 1, spot_placer: other}"),
+            "must be one of risk_aware, dynamic_fallback",
+        ),
         (service("load_balancing_policy: fastest"), "must be one of round_robin, least_load, instance_aware"),
         (service("load_balancer: {mode: relay}"), "must be one of proxy, redirect"),
         (service("load_balancer: {retry: never}"), "must be one of idempotent, safe"),
