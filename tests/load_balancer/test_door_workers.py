@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from skyserve.model.service import LoadBalancer
 
 __all__ = ["door", "replica"]
 WORKERS = 3
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes and sockets in /proc")
 
 
 def children(pid: int) -> list[int]:
