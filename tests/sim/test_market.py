@@ -94,3 +94,10 @@ def test_joined_markets_last_as_long_as_both() -> None:
     assert (both.name, both.length_s) == ("small+other", 2 * HOUR)
     assert [pool.offering.location.region for pool in both.pools] == ["us-east-1", "us-east-1", "eu-west-1"]
     assert both.on_demand is one.pools[1], "a pool of both is the first one's"
+
+
+def test_a_part_of_a_machine_is_none() -> None:
+    market = a_market(spot_pool("us-east-1a", {0: 5, 60: 4}))
+    (pool,) = market.times(0.5).pools
+    assert pool.capacity is not None
+    assert set(pool.capacity.values) == {2}

@@ -60,6 +60,10 @@ class Steps:
         """Every value multiplied."""
         return Steps(self.offsets, tuple(value * factor for value in self.values))
 
+    def whole(self) -> Steps:
+        """Every value rounded down."""
+        return Steps.of(zip(self.offsets, map(math.floor, self.values), strict=True))
+
     def part(self, begin_s: float, end_s: float) -> Steps:
         """What happens between two instants, counted from the first of them."""
         inside = [(at - begin_s, v) for at, v in zip(self.offsets, self.values, strict=True) if begin_s < at < end_s]
@@ -134,8 +138,8 @@ class Market:
         return self.begin_at + min(changes) if changes else None
 
     def times(self, factor: float) -> Market:
-        """With the capacity of every spot pool multiplied."""
-        return self._changed(lambda pool: replace(pool, capacity=pool.capacity and pool.capacity.times(factor)))
+        """With the capacity of every spot pool multiplied, and rounded down: there is no half of a machine."""
+        return self._changed(lambda pool: replace(pool, capacity=pool.capacity and pool.capacity.times(factor).whole()))
 
     def priced(self, factor: float) -> Market:
         """With the price of every spot pool multiplied."""
