@@ -10,7 +10,7 @@ from tests.decide.spot_market import SpotWorld, market, spot_spec
 
 from skyserve.decide import placers
 from skyserve.model.decision import Launch, Plan, ReasonCode
-from skyserve.model.placement import Mix, View
+from skyserve.model.placement import Mix, PlacementMemory, View
 from skyserve.model.replica import ReplicaStatus
 from skyserve.model.service import SPOT_PLACERS
 
@@ -206,7 +206,8 @@ mixes = st.builds(
     launch=st.lists(st.sampled_from(("local/east/easta/gpu.large/SPOT", "nowhere", "")), max_size=30).map(tuple),
     on_demand=st.integers(-3, 40) | st.none() | st.floats(),
     let_go=st.lists(st.integers(-1, 60), max_size=60).map(tuple),
-    wake_at=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    memory=st.just(PlacementMemory()) | st.none(),
+    wake_at=st.none() | st.floats(),
 )
 
 
@@ -219,7 +220,9 @@ def test_no_answer_whatsoever_takes_ready_replicas_below_the_wanted_number(answe
     try:
         for answer in answers:
             placers.PLACERS["risk_aware"] = lambda view, answer=answer: answer  # type: ignore[index]
-            world.step(60)
+            plan = world.step(60)
+            assert plan is not None
+            assert plan.wake_at > world.now
             assert len(world.ready) >= 3
             assert len(world.replicas) < 60
     finally:

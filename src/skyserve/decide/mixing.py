@@ -15,13 +15,15 @@ from skyserve.decide.draft import Draft
 from skyserve.model.decision import Reason, ReasonCode
 from skyserve.model.health import Cooldown, CooldownKind
 from skyserve.model.offering import CapacityType, Offering
-from skyserve.model.placement import Event, EventKind, Held, Mix, Pool, View
+from skyserve.model.placement import Event, EventKind, Held, Mix, PlacementMemory, Pool, View
 from skyserve.model.replica import Failure, Replica, ReplicaStatus
 from skyserve.model.service import DEFAULT_SPOT_PLACER, ServiceSpec
 from skyserve.model.view import MixPart, MixView
 
 MOST_FOLD = 3
 """A mix of more than this many times the wanted replicas is absurd, whatever the risk."""
+SHORTEST_WAIT_S = 1.0
+"""A placer that nothing happened to is not asked again before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,8 @@ def follow(draft: Draft) -> None:
     view, base = _view(draft, spec, new, market)
     mix = _mix(draft, view)
     draft.memory = replace(draft.memory, placement=mix.memory)
-    if mix.wake_at is not None:
-        draft.wake.append(mix.wake_at)
+    if mix.wake_at is not None and mix.wake_at > o.now:
+        draft.wake.append(max(mix.wake_at, o.now + SHORTEST_WAIT_S))
     because = rollout.why_launch(o, draft.replicas, new, old, draft.target)
     for replica, why in rollout.replaced(o, old, new, draft.target):
         removal.let_go(draft, replica, why)
@@ -195,23 +197,29 @@ def _mix(draft: Draft, view: View) -> Mix:
     except Exception as error:  # noqa: BLE001 - a policy's defect must not take a service down
         wrong = f"{type(error).__name__}: {error}"
     if not wrong:
-        return mix if view.on_demand_per_hour is not None else replace(mix, on_demand=0)
+        room = max(0, _most(view) - len(view.spot))
+        on_demand = mix.on_demand if view.on_demand_per_hour is not None else 0
+        return replace(mix, launch=mix.launch[:room], on_demand=on_demand)
     text = f"the placement policy {name} failed, and a plain one stands in: {wrong}"
     draft.waiting.append(Reason(ReasonCode.PLACEMENT_FAULT, text))
     return _plain(view)
 
 
+def _most(view: View) -> int:
+    return MOST_FOLD * (view.wanted + view.spare) + MOST_FOLD
+
+
 def _nonsense(view: View, mix: Mix) -> str:
     """What is absurd about a mix; empty when nothing is."""
-    known, most = {pool.name for pool in view.pools}, MOST_FOLD * (view.wanted + view.spare) + MOST_FOLD
-    if not isinstance(mix.on_demand, int) or not 0 <= mix.on_demand <= most:
+    if type(mix.memory) is not PlacementMemory:
+        return f"a memory that is a {type(mix.memory).__name__}"
+    if not isinstance(mix.on_demand, int) or not 0 <= mix.on_demand <= _most(view):
         return f"{mix.on_demand} on-demand replicas for {view.wanted}"
-    if len(view.spot) + len(mix.launch) > max(most, len(view.spot)):
-        return f"{len(mix.launch)} launches beside {len(view.spot)} spot replicas for {view.wanted}"
+    if len(mix.launch) > _most(view):
+        return f"{len(mix.launch)} launches for {view.wanted}"
+    known = {pool.name for pool in view.pools}
     unknown = [name for name in mix.launch if name not in known]
-    if unknown:
-        return f"a launch in {unknown[0]}, which nobody offers"
-    return ""
+    return f"a launch in {unknown[0]}, which nobody offers" if unknown else ""
 
 
 def _plain(view: View) -> Mix:
