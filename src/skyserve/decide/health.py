@@ -66,6 +66,11 @@ def merge(health: Sequence[Cooldown], learnt: Sequence[Cooldown]) -> tuple[Coold
     return tuple(merged[scope] for scope in sorted(merged) if merged[scope].strikes)
 
 
+def in_force(health: Sequence[Cooldown], now: float) -> tuple[Cooldown, ...]:
+    """The entries that forbid anything now."""
+    return tuple(c for c in health if c.until_at > now and c.strikes)
+
+
 def blocking(offering: Offering, health: Sequence[Cooldown], now: float) -> Cooldown | None:
     """The entry that forbids an offering the longest now, or None."""
     hits = [c for c in health if c.until_at > now and c.strikes and c.covers(offering)]

@@ -100,6 +100,7 @@ def _part(offering: Offering, count: int) -> MixPart:
 
 def _market(offerings: Sequence[Offering], known: Sequence[Cooldown], now: float, spec: ServiceSpec) -> _Market:
     published = spec.replica_policy.placer in placers.AS_PUBLISHED
+    in_force = health.in_force(known, now)
     pools: list[Pool] = []
     spot: dict[str, Offering] = {}
     on_demand: list[Offering] = []
@@ -107,7 +108,7 @@ def _market(offerings: Sequence[Offering], known: Sequence[Cooldown], now: float
         if offering.capacity_type is not CapacityType.SPOT:
             on_demand.append(offering)
             continue
-        block = health.blocking(offering, known, now) if known else None
+        block = health.blocking(offering, in_force, now) if in_force else None
         if block is not None and block.kind is not CooldownKind.CAPACITY:
             continue
         cooling_until_at = block.until_at if block is not None and not published else 0.0

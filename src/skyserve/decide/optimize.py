@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from skyserve.decide.health import blocking
+from skyserve.decide.health import blocking, in_force
 from skyserve.model.health import Cooldown, CooldownKind
 from skyserve.model.offering import CapacityType, Offering
 from skyserve.model.resources import Accelerator, ResourceChoice, Resources
@@ -55,7 +55,8 @@ def shortlisted(ranked: Sequence[Offering], health: Sequence[Cooldown], now: flo
     of its own."""
     spot = [o for o in ranked if o.capacity_type is CapacityType.SPOT]
     others = [o for o in ranked if o.capacity_type is not CapacityType.SPOT]
-    return (*shortlist(spot, health, now), *shortlist(others, health, now))
+    known = in_force(health, now)
+    return (*shortlist(spot, known, now), *shortlist(others, known, now))
 
 
 def shortlist(ranked: Sequence[Offering], health: Sequence[Cooldown], now: float) -> tuple[Offering, ...]:
