@@ -102,6 +102,8 @@ def main() -> None:
         for case, stated, found, cost in pool.imap(measured, cases(options.markets, options.traces)):
             kind = "made-up" if case.trace is None else "recorded halves"
             counted[kind] = counted.get(kind, 0) + 1
+            if sum(counted.values()) % 100 == 0:
+                print(f"  {sum(counted.values())} cases, {sum(missed.values())} missed", flush=True)
             if found < stated:
                 missed[kind] = missed.get(kind, 0) + 1
                 print(

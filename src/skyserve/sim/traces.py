@@ -18,6 +18,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TypeGuard
 
+from skyserve.catalog.zones import place_of
 from skyserve.errors import UsageError
 from skyserve.model.accelerators import canonical
 from skyserve.model.offering import CapacityType, Location, Offering
@@ -28,8 +29,6 @@ Describe = Callable[[Offering], Offering]
 """What is known elsewhere of a machine of that type: its accelerator, vCPUs and memory."""
 
 _HINT = "a trace has zones, gap_seconds, capacity, spot_price and on_demand_price: see the page about the simulator"
-_AWS_ZONE = re.compile(r"(?P<region>[a-z]{2}(-[a-z]+)+-\d+)[a-z]")
-_GCP_ZONE = re.compile(r"(?P<region>[a-z]+-[a-z]+\d+)-[a-z]")
 
 
 def load_traces(paths: Sequence[Path], describe: Describe = lambda offering: offering) -> Market:
@@ -137,12 +136,12 @@ class _Trace:
         if len(parts) == 3 and all(parts):
             return Location(*parts)
         told = self._content.get("cloud")
-        for cloud, form in (("aws", _AWS_ZONE), ("gcp", _GCP_ZONE)):
-            matched = form.fullmatch(zone)
-            if matched and told in (None, cloud):
-                return Location(cloud, matched["region"], zone)
-        if isinstance(told, str) and told:
-            return Location(told, zone.rpartition("-")[0] or zone, zone)
+        cloud = told if isinstance(told, str) and told else None
+        place = place_of(zone, cloud)
+        if place is not None:
+            return Location(*place, zone)
+        if cloud is not None:
+            return Location(cloud, zone.rpartition("-")[0] or zone, zone)
         hint = "write it as cloud/region/zone, or add `cloud` to the file"
         raise UsageError(f"{self._label}: the cloud of zone {zone!r:.60} cannot be told from its name", hint=hint)
 
