@@ -161,7 +161,7 @@ class PodProcess:
         command = [*container.get("command", []), *container.get("args", [])]
         namespaces = ["unshare", "-m", "-p", "-n", "-u", "--propagation", "private", "--fork", "--kill-child"]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 [*namespaces, "bash", "-c", _ENTER, "pod", str(self.base), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -169,10 +169,14 @@ class PodProcess:
                 env={"PATH": os.environ["PATH"], "POD_IP": self.address},
                 start_new_session=True,
             )
-        self._started_at = _now()
-        self._tell("Running", {"running": {"startedAt": self._started_at}}, started=False)
-        threading.Thread(target=self._await_startup, args=(container.get("startupProbe"),)).start()
-        code = self._process.wait()
+        try:
+            self._started_at = _now()
+            self._tell("Running", {"running": {"startedAt": self._started_at}}, started=False)
+            threading.Thread(target=self._await_startup, args=(container.get("startupProbe"),)).start()
+            code = process.wait()
+        finally:  # whatever became of the telling, nothing is left that nobody waits for
+            process.kill()
+            process.wait()
         if not self._silent:
             self._tell_end(128 - code if code < 0 else code, container)
 
