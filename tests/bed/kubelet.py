@@ -174,9 +174,9 @@ class PodProcess:
             self._tell("Running", {"running": {"startedAt": self._started_at}}, started=False)
             threading.Thread(target=self._await_startup, args=(container.get("startupProbe"),)).start()
             code = process.wait()
-        finally:  # whatever became of the telling, nothing is left that nobody waits for
-            process.kill()
-            process.wait()
+        except (ApiError, OSError):  # it runs on until it is stopped; somebody has to wait for its end
+            threading.Thread(target=process.wait, daemon=True).start()
+            raise
         if not self._silent:
             self._tell_end(128 - code if code < 0 else code, container)
 
@@ -201,9 +201,21 @@ class PodProcess:
         if not self.over.wait(grace_s):
             self.kill()
             self.over.wait(5)
-        with suppress(ApiError, OSError):
-            uid = self.pod["metadata"]["uid"]
-            self._plane.call("DELETE", self.path, {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}})
+        self._forget()
+
+    def _forget(self) -> None:
+        """Delete the object; again where somebody else changed it in that moment."""
+        condition = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.pod["metadata"]["uid"]}}
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                self._plane.call("DELETE", self.path, condition)
+            except (ApiError, OSError) as error:
+                if isinstance(error, ApiError) and error.code == 404:
+                    return
+                time.sleep(0.1)
+            else:
+                return
 
     def _await_container(self) -> None:
         """Until its own program runs in its own root: while that is being made, nobody would heed a signal."""
@@ -277,7 +289,16 @@ class PodProcess:
         }
         if phase == "Running":
             status |= {"podIP": self.address, "podIPs": [{"ip": self.address}], "startTime": self._started_at}
-        self._plane.call("PATCH", f"{self.path}/status", {"status": status})
+        for attempt in range(50):
+            try:
+                self._plane.call("PATCH", f"{self.path}/status", {"status": status})
+            except (ApiError, OSError) as error:
+                gone = isinstance(error, ApiError) and error.code == 404
+                if gone or attempt == 49:
+                    raise
+                time.sleep(0.1)  # somebody else changed it in that moment, or the server is busy
+            else:
+                return
 
     def _tell_end(self, code: int, container: Json) -> None:
         message = (self.base / "termination-log").read_text(errors="replace")[:4096]
