@@ -161,7 +161,7 @@ class PodProcess:
         command = [*container.get("command", []), *container.get("args", [])]
         namespaces = ["unshare", "-m", "-p", "-n", "-u", "--propagation", "private", "--fork", "--kill-child"]
         with self.log.open("wb") as log:
-            process = self._process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [*namespaces, "bash", "-c", _ENTER, "pod", str(self.base), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -169,14 +169,11 @@ class PodProcess:
                 env={"PATH": os.environ["PATH"], "POD_IP": self.address},
                 start_new_session=True,
             )
-        try:
-            self._started_at = _now()
-            self._tell("Running", {"running": {"startedAt": self._started_at}}, started=False)
-            threading.Thread(target=self._await_startup, args=(container.get("startupProbe"),)).start()
-            code = process.wait()
-        except (ApiError, OSError):  # it runs on until it is stopped; somebody has to wait for its end
-            threading.Thread(target=process.wait, daemon=True).start()
-            raise
+        threading.Thread(target=self._process.wait, daemon=True).start()  # whatever becomes of the telling below
+        self._started_at = _now()
+        self._tell("Running", {"running": {"startedAt": self._started_at}}, started=False)
+        threading.Thread(target=self._await_startup, args=(container.get("startupProbe"),)).start()
+        code = self._process.wait()
         if not self._silent:
             self._tell_end(128 - code if code < 0 else code, container)
 
@@ -201,21 +198,9 @@ class PodProcess:
         if not self.over.wait(grace_s):
             self.kill()
             self.over.wait(5)
-        self._forget()
-
-    def _forget(self) -> None:
-        """Delete the object; again where somebody else changed it in that moment."""
-        condition = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.pod["metadata"]["uid"]}}
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            try:
-                self._plane.call("DELETE", self.path, condition)
-            except (ApiError, OSError) as error:
-                if isinstance(error, ApiError) and error.code == 404:
-                    return
-                time.sleep(0.1)
-            else:
-                return
+        with suppress(ApiError, OSError):
+            uid = self.pod["metadata"]["uid"]
+            self._plane.call("DELETE", self.path, {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}})
 
     def _await_container(self) -> None:
         """Until its own program runs in its own root: while that is being made, nobody would heed a signal."""
@@ -289,16 +274,7 @@ class PodProcess:
         }
         if phase == "Running":
             status |= {"podIP": self.address, "podIPs": [{"ip": self.address}], "startTime": self._started_at}
-        for attempt in range(50):
-            try:
-                self._plane.call("PATCH", f"{self.path}/status", {"status": status})
-            except (ApiError, OSError) as error:
-                gone = isinstance(error, ApiError) and error.code == 404
-                if gone or attempt == 49:
-                    raise
-                time.sleep(0.1)  # somebody else changed it in that moment, or the server is busy
-            else:
-                return
+        self._plane.call("PATCH", f"{self.path}/status", {"status": status})
 
     def _tell_end(self, code: int, container: Json) -> None:
         message = (self.base / "termination-log").read_text(errors="replace")[:4096]
