@@ -104,7 +104,7 @@ def _records(view: View) -> dict[str, PoolRecord]:
     known = {record.pool: record for record in view.memory.pools}
     calm_at = view.now - UNSEEN_CALM_S
     records = {pool.name: known.get(pool.name) or PoolRecord(pool.name, calm_at) for pool in view.pools}
-    live, newest = _spot_by_pool(view.held)
+    live, newest = spot_by_pool(view.held)
     for event in view.events:
         if event.kind is not EventKind.READY and event.pool in records:
             records[event.pool] = _after_bad(records[event.pool], event, live.get(event.pool, 0))
@@ -117,7 +117,7 @@ def _records(view: View) -> dict[str, PoolRecord]:
     return records
 
 
-def _spot_by_pool(held: Sequence[Held]) -> tuple[dict[str, int], dict[str, float]]:
+def spot_by_pool(held: Sequence[Held]) -> tuple[dict[str, int], dict[str, float]]:
     """How many spot replicas each pool holds, and when the newest of them was asked for."""
     live: dict[str, int] = {}
     newest: dict[str, float] = {}

@@ -237,7 +237,7 @@ def _let_go(draft: Draft, new: Sequence[Replica], mix: Mix, base: int) -> None:
     """Remove what the mix no longer has, as long as enough ready replicas are left."""
     wanted = draft.target - draft.o.specs[draft.o.latest_version].replica_policy.num_overprovision
     ready = sum(r.status is ReplicaStatus.READY for r in new)
-    on_demand = [r for r in new if r.offering and r.offering.capacity_type is not CapacityType.SPOT]
+    on_demand = [r for r in new if _stands_in(r)]
     surplus = rollout.removal_order(on_demand)[: max(0, len(on_demand) - base - mix.on_demand)]
     named = [r for r in new if r.id in mix.let_go and r not in on_demand]
     back = Reason(ReasonCode.BACK_TO_SPOT, f"no longer needed to stand in for spot: {mix.text}", mix.facts)

@@ -140,9 +140,7 @@ def _standing_in(held: Iterable[Held]) -> int:
 
 def sites_of(view: View, learnt: Learnt) -> list[Site]:
     """The pools that hold replicas or may be asked."""
-    live: dict[str, int] = {}
-    for one in view.spot:
-        live[one.pool] = live.get(one.pool, 0) + 1
+    live, _ = hazard.spot_by_pool(view.held)
     unit = unit_per_hour(view)
     found = []
     for pool in view.pools:
@@ -328,9 +326,7 @@ def _let_go(view: View, plan: Plan, lookout: Site | None) -> tuple[int, ...]:
     """Spot replicas beyond the plan, the dearest and youngest first: a ready one only when as many stay ready as the
     plan has, one that starts only when fewer are wanted than before. Else it is seen what it is good for when it is
     ready, as plans change faster than replicas start."""
-    excess: dict[str, int] = {}
-    for one in view.spot:
-        excess[one.pool] = excess.get(one.pool, 0) + 1
+    excess, _ = hazard.spot_by_pool(view.held)
     for site, count in (*plan.spot, *([] if lookout is None else [(lookout, 1)])):
         excess[site.name] = excess.get(site.name, 0) - count
     if all(count <= 0 for count in excess.values()):
