@@ -296,7 +296,15 @@ def test_it_imports_little() -> None:
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
     ours = {name for name in modules if name.startswith("skyserve.") and "load_balancer" not in name}
     assert ours <= {
-        f"skyserve.{name}" for name in ["model", "model.evidence", "model.routing", "model.service", "model.resources"]
+        f"skyserve.{name}"
+        for name in [
+            "model",
+            "model.evidence",
+            "model.routing",
+            "model.service",
+            "model.resources",
+            "model.scaling",
+        ]
     }
     outside = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"skyserve"}
     assert {name for name in outside if not name.startswith("_")} == set()
@@ -318,6 +326,17 @@ def test_reports_come_every_second_and_carry_plain_json(door: Process) -> None:
             "requests_total",
             "arrivals_per_s",
             "window_s",
+            "burst_arrivals_per_s",
+            "burst_window_s",
+            "ongoing",
+            "burst_ongoing",
+            "steady_ongoing",
+            "quiet",
+            "first_byte",
+            "whole",
+            "done_per_s",
+            "busy",
+            "versions",
             "suspects",
             "responses",
             "retries",

@@ -137,6 +137,9 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
             endpoints=plan.endpoints,
             closing=not observation.wanted,
             tls=latest.tls,
+            shares=plan.shares,
+            ready_at=plan.ready_at,
+            start_s=plan.start_s,
         )
     )
     questions: dict[int, Question] = {}

@@ -155,7 +155,8 @@ def _endpoints(draft: Draft) -> tuple[Endpoint, ...]:
             continue
         if replica.status is ReplicaStatus.READY and replica.version in routed:
             spec = draft.o.specs[replica.version]
-            rows.append(Endpoint(replica.id, replica.endpoint, optimize.weight(replica.offering, spec)))
+            weight = optimize.weight(replica.offering, spec)
+            rows.append(Endpoint(replica.id, replica.endpoint, weight, version=replica.version))
         elif replica.status in (ReplicaStatus.READY, ReplicaStatus.NOT_READY, ReplicaStatus.DRAINING):
-            rows.append(Endpoint(replica.id, replica.endpoint, draining=True))
+            rows.append(Endpoint(replica.id, replica.endpoint, draining=True, version=replica.version))
     return tuple(rows)

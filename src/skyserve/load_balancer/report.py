@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-"""Bounds of the histograms' buckets, seconds."""
+from skyserve.model.evidence import BOUNDS_S
 
 WINDOW_S = 60
 """The span that the rate of arrivals is a mean of."""

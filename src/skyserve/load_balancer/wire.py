@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
-from skyserve.model.evidence import LoadReport
+from skyserve.model.evidence import LoadReport, VersionAnswers
 from skyserve.model.routing import Endpoint, RoutingTable
 from skyserve.model.service import LoadBalancer, Tls
 
@@ -171,16 +171,16 @@ def _object(line: bytes) -> dict[str, object]:
 
 
 def _table(word: Mapping[str, object]) -> RoutingTable:
-    rows = word["endpoints"]
-    if not isinstance(rows, list):
-        raise BadWord("endpoints is not a list")
     return RoutingTable(
         number=_whole(word["number"]),
         policy=str(word.get("policy", "least_load")),
         settings=_settings(_mapping(word.get("settings", {}))),
-        endpoints=tuple(_endpoint(_mapping(row)) for row in rows),
+        endpoints=tuple(_endpoint(_mapping(row)) for row in _list(word["endpoints"])),
         closing=word.get("closing") is True,
         tls=None if word.get("tls") is None else _tls(_mapping(word["tls"])),
+        shares={int(key): _number(share) for key, share in _mapping(word.get("shares", {})).items()},
+        ready_at=_number_or_none(word.get("ready_at")),
+        start_s=_number_or_none(word.get("start_s")),
     )
 
 
@@ -214,13 +214,11 @@ def _endpoint(word: Mapping[str, object]) -> Endpoint:
         raise BadWord(f"address {address!r} is not host:port")
     if weight <= 0:
         raise BadWord(f"weight {weight} is not positive")
-    return Endpoint(_whole(word["replica_id"]), address, weight, word.get("draining") is True)
+    version = _whole(word.get("version", 0))
+    return Endpoint(_whole(word["replica_id"]), address, weight, word.get("draining") is True, version)
 
 
 def _report(word: Mapping[str, object], at: float) -> DoorReport:
-    suspects = word["suspects"]
-    if not isinstance(suspects, list):
-        raise BadWord("suspects is not a list")
     load = LoadReport(
         at=at,
         boot=str(word["boot"]),
@@ -230,9 +228,44 @@ def _report(word: Mapping[str, object], at: float) -> DoorReport:
         requests_total=_whole(word["requests_total"]),
         arrivals_per_s=_number(word["arrivals_per_s"]),
         window_s=_number(word["window_s"]),
+        burst_arrivals_per_s=_number(word["burst_arrivals_per_s"]),
+        burst_window_s=_number(word["burst_window_s"]),
+        ongoing=_number(word["ongoing"]),
+        burst_ongoing=_number(word["burst_ongoing"]),
+        steady_ongoing=_number(word["steady_ongoing"]),
+        quiet=_whole(word["quiet"]),
+        first_byte=_whole_list(word["first_byte"]),
+        whole=_whole_list(word["whole"]),
+        done_per_s=_rates(word["done_per_s"]),
+        busy=_rates(word["busy"]),
+        versions=tuple(_answers(_mapping(row)) for row in _list(word["versions"])),
     )
-    ids = tuple(_whole(id_) for id_ in suspects)
-    return DoorReport(load, ids, _counts(word["responses"]), _whole(word["retries"]))
+    suspects = _whole_list(word["suspects"])
+    return DoorReport(load, suspects, _counts(word["responses"]), _whole(word["retries"]))
+
+
+def _answers(word: Mapping[str, object]) -> VersionAnswers:
+    return VersionAnswers(
+        version=_whole(word["version"]),
+        answers=_whole(word["answers"]),
+        errors=_whole(word["errors"]),
+        first_byte=_whole_list(word["first_byte"]),
+        whole=_whole_list(word["whole"]),
+    )
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise BadWord(f"{value!r:.40} is not a list")
+    return value
+
+
+def _whole_list(value: object) -> tuple[int, ...]:
+    return tuple(_whole(one) for one in _list(value))
+
+
+def _rates(value: object) -> dict[int, float]:
+    return {int(key): _number(rate) for key, rate in _mapping(value).items()}
 
 
 def _counts(value: object) -> dict[int, int]:

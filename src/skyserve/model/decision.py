@@ -12,6 +12,7 @@ from skyserve.model.offering import Offering
 from skyserve.model.placement import PlacementMemory
 from skyserve.model.replica import Replica
 from skyserve.model.routing import Endpoint
+from skyserve.model.scaling import Bounds, EngineSample, MetricReading
 from skyserve.model.service import ServiceSpec, UpdateMode
 
 
@@ -159,7 +160,8 @@ class Observation:
     service down; `purge` means without waiting for anybody. `in_flight` holds the keys of actions that are under way,
     or too recent for the listings to show them (launch tokens, instance ids). `evict` holds replicas that the user
     asked to remove; `halted` is True while the user wants its machine stopped. `health` is what all services together
-    know of capacity pools. `revision` is the stored state this was read from.
+    know of capacity pools. `revision` is the stored state this was read from. `engines` are the replicas' own metrics
+    and `metric` is the user's, as last read; `schedule` are the bounds that the policy's schedules set now.
     """
 
     service: str
@@ -184,6 +186,9 @@ class Observation:
     health: tuple[Cooldown, ...] = ()
     memory: Memory = Memory()
     created_at: float = 0.0
+    engines: Mapping[int, EngineSample] = field(default_factory=dict)
+    metric: MetricReading | None = None
+    schedule: Bounds | None = None
 
     @property
     def tag(self) -> str:
@@ -197,7 +202,8 @@ class Plan:
 
     `notes` are events worth remembering; `waiting` says why nothing more is done now, for as long as it stays so.
     `learnt` is what this step adds to the common knowledge of capacity pools; an entry without strikes clears one.
-    `finished` is set when a service that was taken down has nothing left anywhere.
+    `finished` is set when a service that was taken down has nothing left anywhere. `shares`, `ready_at` and `start_s`
+    are those of the routing table.
     """
 
     replicas: tuple[Replica, ...]
@@ -211,6 +217,9 @@ class Plan:
     waiting: tuple[Reason, ...] = ()
     learnt: tuple[Cooldown, ...] = ()
     finished: bool = False
+    shares: Mapping[int, float] = field(default_factory=dict)
+    ready_at: float | None = None
+    start_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from skyserve.model.service import LoadBalancer, Tls
 
@@ -11,13 +12,15 @@ from skyserve.model.service import LoadBalancer, Tls
 class Endpoint:
     """One row of the routing table. A draining row gets no new requests, but keeps those it has.
 
-    `address` is `host:port`; `weight` is the replica's relative capacity.
+    `address` is `host:port`; `weight` is the replica's relative capacity. `version` is what its answers are counted
+    under.
     """
 
     replica_id: int
     address: str
     weight: float = 1.0
     draining: bool = False
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,10 @@ class RoutingTable:
 
     `tls` are the files of the endpoint's key and certificate; without them it is not encrypted.
     `closing` is set while the service goes down: new requests are refused, those under way end in peace.
+    `shares` are the parts, of 1, that the versions named in it get of the new requests while each of them can take any;
+    without it all replicas are alike.
+    `ready_at` is when another replica is expected to be ready, Unix seconds, and `start_s` how many seconds a replica
+    takes from its launch to its readiness, as far as that is known: what clients that cannot be served now are told.
     """
 
     number: int
@@ -34,3 +41,6 @@ class RoutingTable:
     endpoints: tuple[Endpoint, ...] = ()
     closing: bool = False
     tls: Tls | None = None
+    shares: Mapping[int, float] = field(default_factory=dict)
+    ready_at: float | None = None
+    start_s: float | None = None

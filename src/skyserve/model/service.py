@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from skyserve.model.resources import ResourceChoice
+from skyserve.model.scaling import CustomMetric, Schedule
 
 
 class Kind(Enum):
@@ -21,6 +22,7 @@ class UpdateMode(Enum):
 
     ROLLING = "rolling"
     BLUE_GREEN = "blue_green"
+    CANARY = "canary"
 
 
 class ServiceStatus(Enum):
@@ -37,6 +39,9 @@ class ServiceStatus(Enum):
 SPOT_PLACERS = ("risk_aware", "dynamic_fallback", "even_spread", "round_robin", "on_demand")
 """The placement policies of spot replicas; the first is our own."""
 DEFAULT_SPOT_PLACER = SPOT_PLACERS[0]
+
+AUTOSCALERS = ("responsive", "request_rate", "concurrency")
+"""The policies that follow the load; the first is our own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +67,28 @@ class ReplicaPolicy:
     """How many replicas, and of which capacity. A fixed number is `min_replicas == max_replicas` without a target.
 
     `availability` is the share of the time in which all wanted replicas shall be ready; it steers `spot_placer`.
+
+    Each `target_` is a wish of its own, and the one that asks for most replicas is followed: requests a second,
+    requests under way and requests that wait at the door, per replica; seconds to the first byte and to the last of
+    `target_percentile` of the requests; and of the engine's own metrics, read from `engine_metrics_path`: tokens
+    generated a second, requests that wait in it, and the share of its cache that is in use.
     """
 
     min_replicas: int = 1
     max_replicas: int = 1
     target_qps_per_replica: float | Mapping[str, float] | None = None
+    target_ongoing_requests_per_replica: float | None = None
+    target_queue_length_per_replica: float | None = None
+    target_ttft_s: float | None = None
+    target_latency_s: float | None = None
+    target_percentile: float = 95.0
+    target_tokens_per_second_per_replica: float | None = None
+    target_engine_waiting_per_replica: float | None = None
+    target_kv_cache_use: float | None = None
+    engine_metrics_path: str = "/metrics"
+    custom_metric: CustomMetric | None = None
+    schedules: tuple[Schedule, ...] = ()
+    autoscaler: str = AUTOSCALERS[0]
     num_overprovision: int = 0
     upscale_delay_seconds: float = 300.0
     downscale_delay_seconds: float = 1200.0
@@ -74,6 +96,29 @@ class ReplicaPolicy:
     dynamic_ondemand_fallback: bool | None = None
     spot_placer: str | None = None
     availability: float = 0.995
+
+    @property
+    def reads_engines(self) -> bool:
+        """Whether the engines' metrics pages have to be read."""
+        engine = (
+            self.target_tokens_per_second_per_replica,
+            self.target_engine_waiting_per_replica,
+            self.target_kv_cache_use,
+        )
+        return any(target is not None for target in engine)
+
+    @property
+    def follows_load(self) -> bool:
+        """Whether the number of replicas follows anything but the bounds."""
+        door = (
+            self.target_qps_per_replica,
+            self.target_ongoing_requests_per_replica,
+            self.target_queue_length_per_replica,
+            self.target_ttft_s,
+            self.target_latency_s,
+            self.custom_metric,
+        )
+        return self.reads_engines or any(target is not None for target in door)
 
     @property
     def placer(self) -> str:
