@@ -84,6 +84,7 @@ def _aim(draft: Draft) -> None:
     draft.target = aimed.count
     draft.memory = replace(draft.memory, autoscale=aimed.memory)
     draft.notes += aimed.notes
+    draft.waiting += aimed.waiting
     if aimed.wake_at is not None:
         draft.wake.append(aimed.wake_at)
 

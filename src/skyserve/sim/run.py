@@ -96,7 +96,7 @@ class Simulation:
             nudged=asyncio.Event(),
         )
         self._prices = _price_ticks(market, setting)
-        self._follows_load = traffic is not None and spec.replica_policy.target_qps_per_replica is not None
+        self._follows_load = traffic is not None and spec.replica_policy.follows_load
         self._speeds: dict[int, float] = {}
         self._steps = 0
 
