@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
 from tests.controller.engine_pages import LLAMA, VLLM
+from tests.controller.site import Site, plain
 
 from skyserve.clock import VirtualClock
 from skyserve.controller.metric import MetricQuestion
@@ -34,33 +35,6 @@ class TurnClock(VirtualClock):
         """Let time pass, then wait for the end of one reading; how long it pauses then."""
         await self.advance(seconds)
         return await asyncio.wait_for(self.slept.get(), 20)
-
-
-def plain(body: bytes, status: str = "200 OK") -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-@dataclass
-class Site:
-    """Answers by path, whatever they are set to; `heads` are the requests that came."""
-
-    port: int = 0
-    answers: dict[str, bytes] = field(default_factory=dict)
-    heads: list[str] = field(default_factory=list)
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            self.heads.append(head)
-            writer.write(self.answers.get(head.split()[1].partition("?")[0], plain(b"", "404 Not Found")))
-            await writer.drain()
-            writer.close()
-            await writer.wait_closed()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()  # whoever asked has left
 
 
 @dataclass
