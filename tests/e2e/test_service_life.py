@@ -204,6 +204,37 @@ def test_a_certificate_makes_the_endpoint_https(sky: Sky) -> None:
     assert "cannot be used" in sky.err
 
 
+def test_replicas_may_speak_tls(sky: Sky) -> None:
+    """From plain text to TLS and on to a certificate that is not trusted: what is ready goes on answering."""
+    files = certify(sky.home.parent, "replica")
+    other = sky.home.parent / "other"
+    other.mkdir()
+    told = {"CERTFILE": files.certfile, "KEYFILE": files.keyfile}
+
+    def write(certfile: str, version: str) -> Path:
+        path = sky.yaml(1, ENGINE_VERSION=version, **told)
+        trust = f"retry: idempotent}}\n  replica_tls: {{ca_file: {certfile}, server_name: localhost}}"
+        path.write_text(path.read_text().replace("retry: idempotent}", trust))
+        return path
+
+    endpoint = sky.up("chat", 1)
+    sky("serve", "update", "chat", str(write(files.certfile, "2")), "-y")
+    wait_for(lambda: get(f"{endpoint}/x")["version"] == "2", why="the version that speaks TLS answers")
+    (ready,) = wait_for(lambda: [r for r in sky.ready().values() if r["version"] == 2], why="it is ready")
+    assert str(ready["endpoint"]).startswith("https://")
+    distrusting = write(certify(other, "other").certfile, "3")
+    distrusting.write_text(
+        distrusting.read_text().replace("path: /health", "path: /health\n    initial_delay_seconds: 1")
+    )
+    sky("serve", "update", "chat", str(distrusting), "-y", "--async")
+    why = "its certificate is not accepted"
+    wait_for(lambda: any(why in str(replica["detail"]) for replica in sky.replicas().values()), why=why)
+    assert get(f"{endpoint}/x")["version"] == "2"
+    missing = write(str(other / "none.pem"), "4")
+    sky("serve", "update", "chat", str(missing), "-y", code=2)
+    assert "`replica_tls.ca_file`: there is no" in sky.err
+
+
 def test_redirect_mode(sky: Sky) -> None:
     path = sky.yaml(1)
     path.write_text(path.read_text().replace("retry: idempotent", "mode: redirect"))

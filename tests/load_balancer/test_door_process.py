@@ -296,7 +296,8 @@ def test_it_imports_little() -> None:
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
     ours = {name for name in modules if name.startswith("skyserve.") and "load_balancer" not in name}
     assert ours <= {
-        f"skyserve.{name}" for name in ["model", "model.evidence", "model.routing", "model.service", "model.resources"]
+        f"skyserve.{name}"
+        for name in ["model", "model.evidence", "model.routing", "model.service", "model.resources", "trust"]
     }
     outside = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"skyserve"}
     assert {name for name in outside if not name.startswith("_")} == set()

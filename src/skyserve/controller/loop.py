@@ -161,7 +161,7 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
 def _question(world: World, tag: str, spec: ServiceSpec, version: int, endpoint: str) -> Question:
     """What a replica of a version is asked."""
     secrets = world.secrets.get(tag, version) if spec.secrets else {}
-    return question(endpoint, spec.readiness_probe, {**spec.envs, **secrets})
+    return question(endpoint, spec.readiness_probe, {**spec.envs, **secrets}, spec.replica_tls)
 
 
 async def run(world: World) -> None:

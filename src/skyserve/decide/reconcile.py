@@ -153,9 +153,10 @@ def _endpoints(draft: Draft) -> tuple[Endpoint, ...]:
     for replica in draft.replicas:
         if replica.endpoint is None:
             continue
+        spec = draft.o.specs[replica.version]
         if replica.status is ReplicaStatus.READY and replica.version in routed:
-            spec = draft.o.specs[replica.version]
-            rows.append(Endpoint(replica.id, replica.endpoint, optimize.weight(replica.offering, spec)))
+            weight = optimize.weight(replica.offering, spec)
+            rows.append(Endpoint(replica.id, replica.endpoint, weight, tls=spec.replica_tls))
         elif replica.status in (ReplicaStatus.READY, ReplicaStatus.NOT_READY, ReplicaStatus.DRAINING):
-            rows.append(Endpoint(replica.id, replica.endpoint, draining=True))
+            rows.append(Endpoint(replica.id, replica.endpoint, draining=True, tls=spec.replica_tls))
     return tuple(rows)

@@ -55,8 +55,8 @@ class Client(Protocol):
         """Send bytes."""
         ...
 
-    def half_close(self) -> None:
-        """Send no more, but read on."""
+    def half_close(self) -> bool:
+        """Send no more, but read on; False where TLS has no word for that."""
         ...
 
     def over(self, *, keep: bool) -> None:
@@ -195,13 +195,14 @@ class Exchange:
         self._door.counters.clients_gone += 1
         self._leave(reuse=False)
 
-    def client_eof(self) -> None:
-        """In a tunnel, the client sends no more."""
+    def client_eof(self, *, leaves: bool) -> None:
+        """In a tunnel, the client sends no more; it also `leaves` where it cannot do the one without the other."""
         self._client_ended = True
-        if self._upstream_ended:
+        connection = self._connection
+        if self._upstream_ended or leaves or (connection is not None and not connection.can_half_close):
             self._close_tunnel()
-        elif self._connection is not None:
-            self._connection.transport.write_eof()
+        elif connection is not None:
+            connection.transport.write_eof()
 
     def client_full(self) -> None:
         """The client reads too slowly, or fast enough again."""
@@ -324,8 +325,9 @@ class Exchange:
 
     def _redirect(self, page: Page) -> None:
         keep = self._keep()
+        word = self._connection_word(keep=keep)
         self._door.counters.responded(307)
-        self._client.write(redirect_bytes(page.address, self._head.target, connection=self._connection_word(keep=keep)))
+        self._client.write(redirect_bytes(page.address, self._head.target, tls=page.tls is not None, connection=word))
         self._client.over(keep=keep)
 
     def _connect(self, page: Page) -> None:
@@ -409,8 +411,8 @@ class Exchange:
         """See Carried."""
         if self.tunnel and not self._client_ended:
             self._upstream_ended = True
-            self._client.half_close()
-            return True
+            if self._client.half_close():
+                return True
         self.upstream_lost(clean=True)
         return False
 

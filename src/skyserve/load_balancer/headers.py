@@ -116,10 +116,14 @@ def error_bytes(
     return _own(head, connection, body, with_body=with_body)
 
 
-def redirect_bytes(address: str, target: bytes, *, connection: bytes) -> bytes:
+def redirect_bytes(address: str, target: bytes, *, tls: bool, connection: bytes) -> bytes:
     """A 307 to the replica at `address`."""
     path = target if target.startswith(b"/") else b"/"
-    head = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://%b%b\r\n" % (address.encode(), path)
+    head = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: %b://%b%b\r\n" % (
+        b"https" if tls else b"http",
+        address.encode(),
+        path,
+    )
     return _own(head, connection, b"", with_body=False)
 
 

@@ -61,6 +61,7 @@ class Upstream(Generic[Conn]):
         "replica_id",
         "strikes",
         "suspect",
+        "tls",
         "trial",
         "weight",
     )
@@ -69,6 +70,7 @@ class Upstream(Generic[Conn]):
         self.listed_at = now
         self.replica_id = row.replica_id
         self.address = row.address
+        self.tls = row.tls
         self.weight = row.weight
         self.draining = row.draining
         self.removed = False
@@ -151,14 +153,15 @@ class Pool(Generic[Conn]):
                 self._forget_if_gone(page)
         for row in listed.values():
             page = self._pages.setdefault(row.replica_id, Upstream(row, now))
-            if page.leaving or page.address != row.address:
+            moved = (page.address, page.tls) != (row.address, row.tls)
+            if page.leaving or moved:
                 page.forgive()
-            if row.draining or page.address != row.address:
+            if row.draining or moved:
                 self._drop_idle(page)
-            if (page.leaving and not row.draining) or page.address != row.address:
+            if (page.leaving and not row.draining) or moved:
                 page.listed_at = now
             page.removed = False
-            page.address, page.weight, page.draining = row.address, row.weight, row.draining
+            page.address, page.tls, page.weight, page.draining = row.address, row.tls, row.weight, row.draining
         self._routable = tuple(self._pages[id_] for id_ in sorted(listed) if not self._pages[id_].draining)
         self._warm_at = self._slow_start_s + max((page.listed_at for page in self._routable), default=0.0)
         self._count_ejected()

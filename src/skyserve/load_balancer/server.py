@@ -149,8 +149,9 @@ class ClientConnection(asyncio.Protocol):
         if exchange is None:
             return False
         if exchange.tunnel:
-            exchange.client_eof()
-            return True
+            stays = self._transport.can_write_eof()
+            exchange.client_eof(leaves=not stays)
+            return stays
         self._vanish()
         return False
 
@@ -182,10 +183,12 @@ class ClientConnection(asyncio.Protocol):
         """See Client."""
         self._transport.write(data)
 
-    def half_close(self) -> None:
+    def half_close(self) -> bool:
         """See Client."""
-        if self._transport.can_write_eof():
+        able = self._transport.can_write_eof()
+        if able:
             self._transport.write_eof()
+        return able
 
     def over(self, *, keep: bool) -> None:
         """See Client."""

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 
 from skyserve.model.evidence import LoadReport
 from skyserve.model.routing import Endpoint, RoutingTable
-from skyserve.model.service import LoadBalancer, Tls
+from skyserve.model.service import LoadBalancer, ReplicaTls, Tls
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+):[0-9]{1,5}")
 
@@ -214,7 +214,23 @@ def _endpoint(word: Mapping[str, object]) -> Endpoint:
         raise BadWord(f"address {address!r} is not host:port")
     if weight <= 0:
         raise BadWord(f"weight {weight} is not positive")
-    return Endpoint(_whole(word["replica_id"]), address, weight, word.get("draining") is True)
+    tls = word.get("tls")
+    return Endpoint(
+        _whole(word["replica_id"]),
+        address,
+        weight,
+        word.get("draining") is True,
+        None if tls is None else _replica_tls(_mapping(tls)),
+    )
+
+
+def _replica_tls(word: Mapping[str, object]) -> ReplicaTls:
+    ca_file, name = word.get("ca_file"), word.get("server_name")
+    return ReplicaTls(
+        word.get("verify") is not False,
+        None if ca_file is None else str(ca_file),
+        None if name is None else str(name),
+    )
 
 
 def _report(word: Mapping[str, object], at: float) -> DoorReport:

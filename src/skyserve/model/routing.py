@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from skyserve.model.service import LoadBalancer, Tls
+from skyserve.model.service import LoadBalancer, ReplicaTls, Tls
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One row of the routing table. A draining row gets no new requests, but keeps those it has.
 
-    `address` is `host:port`; `weight` is the replica's relative capacity.
+    `address` is `host:port`; `weight` is the replica's relative capacity; `tls` says how to speak TLS to it, and None
+    that it speaks in plain text.
     """
 
     replica_id: int
     address: str
     weight: float = 1.0
     draining: bool = False
+    tls: ReplicaTls | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,16 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaTls:
+    """Replicas speak TLS on their port. `verify`: their certificates must rest on those in `ca_file` (None: on those
+    that this machine trusts) and name `server_name` (None: the replica's address)."""
+
+    verify: bool = True
+    ca_file: str | None = None
+    server_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceSpec:
     """One version of a service, whole. Secrets are named with a fingerprint; their values live in the secret store."""
 
@@ -155,6 +165,7 @@ class ServiceSpec:
     num_nodes: int = 1
     source: str = ""
     kind: Kind = Kind.SERVICE
+    replica_tls: ReplicaTls | None = None
 
     @property
     def on_spot(self) -> bool:

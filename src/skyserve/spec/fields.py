@@ -9,6 +9,7 @@ from skyserve.model.service import (
     LoadBalancer,
     ReadinessProbe,
     ReplicaPolicy,
+    ReplicaTls,
     ServiceSpec,
 )
 from skyserve.spec.kinds import Anything, Boolean, Field, Integer, ListOf, MapOf, Number, OneOf, Refused, Section, Text
@@ -36,9 +37,10 @@ _INFRA = Text("a place such as aws/us-east-1, k8s/my-context or *", r"[^\s/]+(/[
 _SECONDS_ABOVE_0 = Number(above=0)
 _SECONDS = Number(minimum=0)
 _COUNT = Integer(0)
+_HOST_NAME = Text("a host name", r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _SESSION_KEY = Text("header:NAME or cookie:NAME", r"(header|cookie):[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-_PROBE, _POLICY, _DOOR = ReadinessProbe(), ReplicaPolicy(), LoadBalancer()
+_PROBE, _POLICY, _DOOR, _REPLICA_TLS = ReadinessProbe(), ReplicaPolicy(), LoadBalancer(), ReplicaTls()
 _REPLICA, _SERVICE = Resources(), ServiceSpec(name="", run="")
 
 READINESS_PROBE = Section(
@@ -211,6 +213,30 @@ TLS = Section(
     "What the endpoint proves itself with; its clients then say `https://`.",
 )
 
+REPLICA_TLS = Section(
+    "replica_tls",
+    (
+        Field(
+            "verify",
+            Boolean(),
+            "Whether a replica has to prove who it is. `false` encrypts, and believes whoever answers.",
+            _REPLICA_TLS.verify,
+        ),
+        Field(
+            "ca_file",
+            _PATH,
+            "Path of the certificates, PEM, that those of replicas rest on: an authority's, or the replicas' own. "
+            "Not given: those that the controller's machine trusts.",
+        ),
+        Field(
+            "server_name",
+            _HOST_NAME,
+            "The name that replicas' certificates bear. Not given: the address of each replica.",
+        ),
+    ),
+    "How replicas are spoken to that speak TLS on their port.",
+)
+
 _NO_POOLS = Refused("belongs to pools of workers, and a service has replicas", "use `replicas` or `replica_policy`")
 
 SERVICE = Section(
@@ -235,6 +261,7 @@ SERVICE = Section(
         ),
         Field("load_balancer", LOAD_BALANCER, "How requests are relayed; see below."),
         Field("tls", TLS, "Key and certificate of the endpoint, which then is `https://`."),
+        Field("replica_tls", REPLICA_TLS, "Given: replicas speak TLS on their port; see below."),
         Field("pool", _NO_POOLS),
         Field("workers", _NO_POOLS),
     ),
@@ -375,5 +402,15 @@ SERVICE_YAML = Section(
     "The whole file.",
 )
 
-SECTIONS = (SERVICE_YAML, WORKDIR_GIT, SERVICE, READINESS_PROBE, REPLICA_POLICY, LOAD_BALANCER, TLS, RESOURCES)
+SECTIONS = (
+    SERVICE_YAML,
+    WORKDIR_GIT,
+    SERVICE,
+    READINESS_PROBE,
+    REPLICA_POLICY,
+    LOAD_BALANCER,
+    TLS,
+    REPLICA_TLS,
+    RESOURCES,
+)
 """Every section, in the order of the reference page."""

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 
-from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, Tls
+from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ReplicaTls, Tls
 from skyserve.spec import shorthand
 from skyserve.spec.document import YamlMap, YamlNode, YamlScalar, plain
 from skyserve.spec.problems import Problems, shown
@@ -100,6 +100,18 @@ class ServiceReader:
         """Key and certificate."""
         node = self.section.map("tls")
         return None if node is None else Tls(node.text("keyfile") or "", node.text("certfile") or "")
+
+    def replica_tls(self) -> ReplicaTls | None:
+        """Whether replicas speak TLS, and what is believed of them."""
+        node = self.section.map("replica_tls")
+        if node is None:
+            return None
+        verify = _flag_or_none(node.node("verify")) is not False
+        tls = ReplicaTls(verify, node.text("ca_file"), node.text("server_name"))
+        if tls.ca_file is not None and not verify:
+            message = "`service.replica_tls.ca_file` has no effect with `verify: false`"
+            self.problems.add(node.place_of("ca_file"), message, "keep one of them")
+        return tls
 
     def check_spot(self, use_spot: bool) -> None:
         """What is said about spot replicas needs spot replicas."""
