@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import Sky, processes_of, wait_for
+from tests.e2e.conftest import Sky, door_processes, processes_of, wait_for
 from tests.load_balancer.test_door_tls import certify
 
 pytestmark = pytest.mark.e2e
@@ -128,10 +128,12 @@ def test_killing_the_controller_harms_nobody_and_its_successor_adopts_all(sky: S
     assert len(engines) == 2, "nothing was launched twice"
 
 
-def test_killing_the_door_brings_it_back(sky: Sky) -> None:
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["its first process", "all its workers"])
+def test_killing_the_door_brings_it_back(sky: Sky, all_of_it: bool) -> None:
     endpoint = sky.up("chat", 1)
-    (door,) = [pid for pid, line in processes_of(sky.home).items() if "skyserve.load_balancer" in line]
-    os.kill(door, signal.SIGKILL)
+    first, *others = door_processes(sky.home)
+    for pid in (first, *others) if all_of_it else (first,):
+        os.kill(pid, signal.SIGKILL)
 
     def answers() -> bool:
         try:

@@ -22,6 +22,7 @@ from random import Random
 
 from skyserve.load_balancer import worker
 from skyserve.load_balancer.board import Board, new_board
+from skyserve.load_balancer.cpus import usual_workers
 from skyserve.load_balancer.crew import Crew
 from skyserve.load_balancer.door import Door
 from skyserve.load_balancer.server import Server, open_listener
@@ -80,7 +81,7 @@ async def _serve(options: argparse.Namespace, files: int, listener: socket.socke
     tables = TableFile(directory)
     port: int = listener.getsockname()[1]
     admin = AdminServer(door, tables, port, server.stop)
-    crew = admin.crew = Crew(_worker_command(options, port), new_board(), admin.report_soon)
+    crew = admin.crew = Crew(_worker_command(options, port), new_board(), admin.report_soon, usual_workers())
     kept = tables.load()
     if kept is not None:
         admin.obey(kept)

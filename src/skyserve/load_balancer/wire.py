@@ -190,7 +190,7 @@ def _tls(word: Mapping[str, object]) -> Tls:
 
 def _settings(word: Mapping[str, object]) -> LoadBalancer:
     default = LoadBalancer()
-    most = word.get("max_concurrency_per_replica")
+    most, workers = word.get("max_concurrency_per_replica"), word.get("workers")
     return LoadBalancer(
         mode=_one_of(word.get("mode", default.mode), "proxy", "redirect"),
         stream_timeout_seconds=_number_or_none(word.get("stream_timeout_seconds")),
@@ -204,7 +204,7 @@ def _settings(word: Mapping[str, object]) -> LoadBalancer:
         max_body_mib=_number_or_none(word.get("max_body_mib")),
         slow_start_seconds=_number(word.get("slow_start_seconds", default.slow_start_seconds)),
         session_key=str(word.get("session_key", default.session_key)),
-        workers=_whole(word.get("workers", default.workers)),
+        workers=None if workers is None else _whole(workers),
     )
 
 

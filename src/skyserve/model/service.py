@@ -107,7 +107,7 @@ class LoadBalancer:
     `max_body_mib`: the largest request body, MiB; None means no limit.
     `retry`: `idempotent` repeats an unanswered request on another replica, `safe` only one that no replica began.
     `slow_start_seconds`: how long it takes a new replica to get its full share.
-    `workers`: processes that serve the endpoint's port.
+    `workers`: processes that serve the endpoint's port; None leaves it to the door and its machine.
     `session_key`: what `session_affinity` goes by, `header:NAME` or `cookie:NAME`.
     """
 
@@ -123,7 +123,7 @@ class LoadBalancer:
     max_body_mib: float | None = None
     slow_start_seconds: float = 0.0
     session_key: str = "header:X-Session-ID"
-    workers: int = 1
+    workers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,11 @@ LOAD_BALANCER = Section(
             "Which header or cookie names the session that `session_affinity` keeps on one replica.",
             _DOOR.session_key,
         ),
-        Field("workers", Integer(1, 64), "How many processes take requests at the endpoint.", _DOOR.workers),
+        Field(
+            "workers",
+            Integer(1, 64),
+            "How many processes take requests at the endpoint. Not given: one for each CPU they may use, 4 at most.",
+        ),
     ),
     "How requests are treated on their way to the replicas.",
 )

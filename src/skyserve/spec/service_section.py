@@ -93,7 +93,7 @@ class ServiceReader:
             max_body_mib=node.number("max_body_mib", 0) or None,
             slow_start_seconds=node.number("slow_start_seconds", _DOOR.slow_start_seconds),
             session_key=node.text("session_key") or _DOOR.session_key,
-            workers=node.integer("workers", _DOOR.workers),
+            workers=node.integer("workers", 0) or None,
         )
 
     def tls(self) -> Tls | None:
