@@ -12,7 +12,14 @@ from typing import Protocol
 from skyserve.load_balancer.answer import Answer, whole_answer
 from skyserve.load_balancer.door import Door, Page
 from skyserve.load_balancer.framing import BadMessage, Body, RequestHead, ResponseHead, UntilCloseBody, request_body
-from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes, response_bytes
+from skyserve.load_balancer.headers import (
+    Failure,
+    error_bytes,
+    redirect_bytes,
+    request_bytes,
+    response_bytes,
+    speaks_json,
+)
 from skyserve.load_balancer.pool import IDLE_LIMIT_S
 from skyserve.load_balancer.upstream import UpstreamConnection, connect
 
@@ -163,15 +170,13 @@ class Exchange:
         counters = self._door.counters
         counters.responded(status)
         counters.whole.observe(self._door.time() - self._started_at)
-        connection = self._connection_word(keep=keep)
+        head = self._head
         self._client.write(
             error_bytes(
-                status,
-                code,
-                message,
-                connection=connection,
-                retry_after_s=retry_after_s,
-                with_body=self._head.method != b"HEAD",
+                Failure(status, code, message, retry_after_s),
+                json=speaks_json(head.target, head.fields),
+                connection=self._connection_word(keep=keep),
+                with_body=head.method != b"HEAD",
             )
         )
         self._client.over(keep=keep)
