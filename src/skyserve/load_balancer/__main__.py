@@ -41,6 +41,9 @@ OTHER_FILES = 64
 
 MANY_FILES = 1_000_000
 
+PLENTY_OF_FILES = 65_536
+"""Descriptors that are asked for where the limit is lower, and granted to who may raise it, such as most roots."""
+
 logger = logging.getLogger("skyserve.load_balancer")
 
 
@@ -145,8 +148,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 def _raise_file_limit() -> int:
     """Each client takes two descriptors, its own and a replica's; take all that we may have, and say how many."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for wanted in (hard, PLENTY_OF_FILES):
+        if wanted == hard or resource.RLIM_INFINITY != hard < wanted:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MANY_FILES if soft == resource.RLIM_INFINITY else soft
 
