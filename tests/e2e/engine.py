@@ -2,7 +2,7 @@
 
 START_S: seconds before it listens. GATE: a file that must be there before it does. EXIT: exit at once with this code.
 NEVER: never listen. STUBBORN: ignore SIGTERM and leave a grandchild in a session of its own. UNHEALTHY: a file whose
-existence makes /health answer 500.
+existence makes /health answer 500. CERTFILE, KEYFILE: speak TLS.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -80,6 +81,10 @@ def main() -> None:
         signal.pause()
     server = ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
     server.daemon_threads = True
+    if "CERTFILE" in os.environ:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(os.environ["CERTFILE"], os.environ["KEYFILE"])
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.serve_forever()
 
 

@@ -113,18 +113,21 @@ def tree(settings: list[tuple[tuple[str, str], object]]) -> dict[str, object]:
     policy: dict[str, object] = {"min_replicas": 1, "custom_metric": metric, "schedules": [schedule]}
     balancer: dict[str, object] = {}
     tls: dict[str, object] = {"keyfile": "k", "certfile": "c"}
+    replica_tls: dict[str, object] = {}
     service: dict[str, object] = {
         "readiness_probe": probe,
         "replica_policy": policy,
         "load_balancer": balancer,
         "tls": tls,
+        "replica_tls": replica_tls,
     }
     resources: dict[str, object] = {"ports": 80}
     workdir: dict[str, object] = {"url": "git@host:repo"}
     root: dict[str, object] = {"run": "x", "service": service, "resources": resources, "workdir": workdir}
     sections = {
         "": root, "service": service, "readiness_probe": probe, "replica_policy": policy, "load_balancer": balancer,
-        "custom_metric": metric, "schedules": schedule, "tls": tls, "resources": resources, "workdir": workdir,
+        "custom_metric": metric, "schedules": schedule, "tls": tls, "replica_tls": replica_tls, "resources": resources,
+        "workdir": workdir,
     }  # fmt: skip
     for (section, key), value in settings:
         sections[section][key] = value

@@ -127,6 +127,7 @@ class _Reader:
             load_balancing_policy=service.load_balancing_policy(),
             load_balancer=service.load_balancer(),
             tls=service.tls(),
+            replica_tls=service.replica_tls(),
             port=self._port(section, resources.alternatives),
             resources=resources,
             envs=envs,
