@@ -146,9 +146,13 @@ async def connect(
 
 def set_options(sock: socket.socket) -> None:
     """Send at once, and have the kernel find out when a silent peer is gone: machines vanish without a word."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio forgets it for some sockets it accepts
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        option = getattr(socket, name, None)
-        if option is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    real = socket.socket(sock.family, sock.type, sock.proto, sock.fileno())  # uvloop's own makes one for each option
+    try:
+        real.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio forgets it for some sockets it accepts
+        real.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            option = getattr(socket, name, None)
+            if option is not None:
+                real.setsockopt(socket.IPPROTO_TCP, option, value)
+    finally:
+        real.detach()
