@@ -61,8 +61,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio. What nobody asked for ends the connection: it may be half of something."""
-        if self.carried is not None:
-            self.carried.upstream_data(data)
+        carried = self.carried
+        if carried is not None:
+            carried.upstream_data(data)
         else:
             self._retire()
 
@@ -110,9 +111,14 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether the replica's bytes are being read."""
         return not self._paused
 
-    def reusable(self) -> bool:
-        """Nothing is left over from the last exchange."""
-        return not (self._eof or self.transport.is_closing() or self.transport.get_write_buffer_size())
+    def let_go(self) -> bool:
+        """End the turn of the exchange; False, and nothing changes, when something is left over from it."""
+        if self._eof or self.transport.is_closing() or self.transport.get_write_buffer_size():
+            return False
+        self.carried = None
+        if self._paused:
+            self.set_reading(wanted=True)  # the next answer must not find it paused
+        return True
 
     def close(self) -> None:
         """See Closable."""
