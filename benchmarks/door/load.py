@@ -1,6 +1,7 @@
 """The load generator of this benchmark.
 
     python load.py PORT post CONNECTIONS SECONDS
+    python load.py PORT mixed CONNECTIONS SECONDS              the same, each request of another size than the last
     python load.py PORT stream STREAMS SECONDS RATE
     python load.py PORT upload|download CONNECTIONS SECONDS    8 MiB bodies
     python load.py PORT idle STREAMS 0                         holds silent streams until its input ends
@@ -12,19 +13,30 @@ Prints one JSON line: `done` (requests or events), `bad` (answers or streams tha
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import uvloop
 
-BODY = b'{"prompt":"' + b"x" * 1010 + b'"}\n'
 POST = (
     b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: application/json\r\nUser-Agent: benchmark/1\r\n"
     b"Authorization: Bearer 0123456789abcdef0123456789abcdef\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+    b"Content-Length: %d\r\n\r\n%b"
 )
+
+
+def post(size: int) -> bytes:
+    """A request with a body of so many bytes."""
+    body = b'{"prompt":"' + b"x" * (size - 14) + b'"}\n'
+    return POST % (len(body), body)
+
+
+SAME = [post(1024)]
+MIXED = [post(1024 + 37 * n % 101 - 50) for n in range(101)]
 ANSWER_SIZE = 1024
 EVENT_MARK = b"data: "
 LARGE = 8 * 1024 * 1024
@@ -35,9 +47,9 @@ DOWNLOAD = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % LARGE
 class Poster(asyncio.Protocol):
     """Sends the next request when the answer to the last one is whole."""
 
-    def __init__(self, until_ns: int, request: bytes = POST, answer_size: int = ANSWER_SIZE) -> None:
+    def __init__(self, until_ns: int, requests: Sequence[bytes] = SAME, answer_size: int = ANSWER_SIZE) -> None:
         self._until_ns = until_ns
-        self._request = request
+        self._requests = itertools.cycle(requests)
         self._answer_size = answer_size
         self.latencies_ns: list[int] = []
         self.bad = 0
@@ -51,7 +63,7 @@ class Poster(asyncio.Protocol):
         self._data = b""
         self._left = -1
         self._sent_ns = time.monotonic_ns()
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
         if self._left < 0:
@@ -151,8 +163,9 @@ async def run(port: int, kind: str, count: int, seconds: float, rate: float) -> 
     for _ in range(count):
         make = {
             "post": lambda: Poster(until_ns),
-            "upload": lambda: Poster(until_ns, UPLOAD),
-            "download": lambda: Poster(until_ns, DOWNLOAD, LARGE),
+            "mixed": lambda: Poster(until_ns, MIXED),
+            "upload": lambda: Poster(until_ns, [UPLOAD]),
+            "download": lambda: Poster(until_ns, [DOWNLOAD], LARGE),
             "stream": lambda: Listener(request, events),
         }[kind]
         _, protocol = await loop.create_connection(make, "127.0.0.1", port)
