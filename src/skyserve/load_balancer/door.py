@@ -11,7 +11,7 @@ from itertools import count
 from random import Random
 from typing import Protocol
 
-from skyserve.load_balancer.framing import RequestHead, ResponseHead
+from skyserve.load_balancer.framing import KnownHead, RequestHead, ResponseHead
 from skyserve.load_balancer.hold import Hold
 from skyserve.load_balancer.knock import Knocks
 from skyserve.load_balancer.limits import Limits
@@ -69,7 +69,7 @@ class Door:
         self.id_prefix = b"%016x" % rng.getrandbits(64)
         self.ids = count()
         self.heard_at = time()
-        self.heads: dict[int, ResponseHead] = {}
+        self.heads: dict[int, KnownHead[ResponseHead]] = {}
         self.refusing = False
         self._stopping = False
         self.body_limit: float = _bytes(self.settings.max_body_mib)

@@ -233,7 +233,7 @@ class Pool(Generic[Conn]):
         if self._board is not None:
             self._board.write(page.replica_id, page.own)
         page.trial = False
-        if page.own == 0 and page.leaving:
+        if page.own == 0 and (page.draining or page.removed):
             self._forget_if_gone(page)
             self._on_news()
 
@@ -273,7 +273,7 @@ class Pool(Generic[Conn]):
 
     def put_idle(self, page: Upstream[Conn], connection: Conn, now: float) -> None:
         """Keep a connection for the next request."""
-        if page.leaving:
+        if page.draining or page.removed:
             connection.close()
             return
         connection.idle_since = now

@@ -23,16 +23,9 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> int:
-        """One more; the place of its bucket."""
-        place = bisect_left(self.bounds, value)
-        self.counts[place] += 1
-        self.total += value
-        return place
-
-    def count(self, place: int, value: float) -> None:
-        """One more, whose bucket is known."""
-        self.counts[place] += 1
+    def observe(self, value: float) -> None:
+        """One more."""
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
 
@@ -81,6 +74,17 @@ class Counters:
     def responded(self, status: int) -> None:
         """An answer has begun, a replica's or our own."""
         self.responses[status] = self.responses.get(status, 0) + 1
+
+    def answered_at_once(self, status: int, size: int, took_s: float) -> None:
+        """An answer has come whole, its body of `size` bytes: all there is to count about it."""
+        self.responses[status] = self.responses.get(status, 0) + 1
+        self.bytes_out += size
+        first_byte, whole = self.first_byte, self.whole
+        place = bisect_left(first_byte.bounds, took_s)
+        first_byte.counts[place] += 1
+        first_byte.total += took_s
+        whole.counts[place] += 1
+        whole.total += took_s
 
     def retried(self) -> None:
         """A request is sent once more."""
