@@ -25,6 +25,7 @@ from skyserve.load_balancer.framing import (
 )
 from skyserve.load_balancer.headers import Failure, error_bytes, redirect_bytes, request_parts, speaks_json
 from skyserve.load_balancer.pool import IDLE_LIMIT_S
+from skyserve.load_balancer.recent import QUIET_S
 from skyserve.load_balancer.upstream import UpstreamConnection, connect
 
 KEPT_LIMIT = 1024 * 1024
@@ -100,6 +101,7 @@ class Exchange:
         "_door",
         "_dropped_at",
         "_dropped_by",
+        "_first_byte",
         "_head",
         "_kept",
         "_kept_size",
@@ -138,6 +140,7 @@ class Exchange:
         self._dropped_at = 0.0
         self._sent_at = 0.0
         self._active = False
+        self._first_byte = 0  # the bin of it
         self._active_at = 0.0
         self._started_at = 0.0
         self._answer: Answer | None = None  # until a byte of one has come that is not there whole
@@ -167,6 +170,7 @@ class Exchange:
     def feed(self, data: bytes, start: int) -> int:
         """Bytes from the client; the offset up to which they belong to this exchange. Raises BadMessage."""
         if self.tunnel:
+            self._active = True
             if self._connection is not None:
                 self._connection.transport.write(data[start:])
             return len(data)
@@ -241,10 +245,10 @@ class Exchange:
         """See whether the replica has been silent for too long, or the whole has taken too long."""
         settings, connection = self._door.settings, self._connection
         whole_s = settings.request_timeout_seconds
-        if self.tunnel:
-            return
         if self._active:  # the sweep comes often enough to tell when that was
             self._active, self._active_at = False, now
+        if self.tunnel:
+            return
         if whole_s is not None and now - self._started_at > whole_s:
             self._time_out("request_timeout", f"the request took more than {whole_s:g} s")
             return
@@ -256,10 +260,16 @@ class Exchange:
         if connection.reading and (self.body.done or connection.write_paused):  # else it is the client that is slow
             self._time_out("replica_timeout", f"the replica did not answer within {limit:g} s")
 
+    def quiet(self, now: float) -> bool:
+        """Whether its answer has begun, and nothing has moved for so long that it may have been left open."""
+        return now - self._active_at > QUIET_S and self._answered and self._connection is not None
+
     def _time_out(self, code: str, message: str) -> None:
         if self._answered:
             self._cut()
         else:
+            if self._page is not None:
+                self._page.tally.fail()
             self.fail(504, code, message)
 
     # ---- waiting --------------------------------------------------------------------------------------------------
@@ -291,9 +301,11 @@ class Exchange:
         elif self._sent_to:
             self._fail_unanswered(", and no other one became ready in time")
         elif self._door.pool.busy:
-            self.fail(503, "replicas_busy", "every replica has as many requests as it may", retry_after_s=1)
+            again_s = self._door.retry_after_s()
+            self.fail(503, "replicas_busy", "every replica has as many requests as it may", retry_after_s=again_s)
         else:
-            self.fail(503, "no_replica_ready", "no replica became ready in time", retry_after_s=5)
+            again_s = self._door.retry_after_s()
+            self.fail(503, "no_replica_ready", "no replica became ready in time", retry_after_s=again_s)
 
     def _wait(self) -> None:
         settings, now = self._door.settings, self._door.time()
@@ -304,7 +316,8 @@ class Exchange:
             self.give_up()
         elif full:
             why = "every replica has as many requests as it may" if self._door.pool.busy else "no replica is ready"
-            self.fail(429, "queue_full", f"{why} and too many requests wait", retry_after_s=5)
+            again_s = self._door.retry_after_s()
+            self.fail(429, "queue_full", f"{why} and too many requests wait", retry_after_s=again_s)
         else:
             self._tried = self._sent_to  # one that only refused may come back
             self._door.hold.add(self)
@@ -520,7 +533,9 @@ class Exchange:
         """Pass on an answer that came all at once, as the short ones do. Its head, a plain one, is up to `end`."""
         door, stays = self._door, self._keep()
         now = door.time()
-        door.counters.answered_at_once(status, len(data) - end, now - self._started_at)
+        place = door.counters.answered_at_once(status, len(data) - end, now - self._started_at)
+        page.done += 1
+        page.tally.count(status, place, place)
         door.pool.answered(page, now - self._sent_at)
         if not stays:
             data = b"%bConnection: close%b" % (data[: end - 2], data[end - 4 :])
@@ -537,7 +552,7 @@ class Exchange:
     def _begin_answer(self, page: Page, answer: Answer, head: ResponseHead, rest: bytes) -> None:
         now = self._door.time()
         self._door.pool.answered(page, now - self._sent_at)
-        self._door.counters.first_byte.observe(now - self._started_at)
+        self._first_byte = self._door.counters.first_byte.observe(now - self._started_at)
         self._kept = None
         if head.status == 101:
             self._open_tunnel(answer, head, rest)
@@ -591,12 +606,17 @@ class Exchange:
         return b"" if self._head.minor else b"keep-alive"
 
     def _complete(self, head: ResponseHead, *, reuse: bool) -> None:
-        self._door.counters.whole.observe(self._door.time() - self._started_at)
+        place = self._door.counters.whole.observe(self._door.time() - self._started_at)
+        if self._page is not None:
+            self._page.done += 1
+            self._page.tally.count(head.status, self._first_byte, place)
         self._leave(reuse=reuse and self.body.done and head.keep_alive)
         self._client.over(keep=self._stays)
 
     def _cut(self) -> None:
         self._door.counters.cuts += 1
+        if self._page is not None:
+            self._page.tally.fail()
         self._leave(reuse=False)
         self._client.cut(reset=self._answer is not None and self._answer.ends_clients_connection)
 

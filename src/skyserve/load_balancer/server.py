@@ -43,6 +43,9 @@ OLDEST = 64
 
 SWEEP_S = 0.25
 
+COUNT_S = 2.0
+"""How often open answers in which nothing moves are counted."""
+
 logger = logging.getLogger("skyserve.load_balancer")
 
 _RESET = struct.pack("ii", 1, 0)
@@ -400,6 +403,7 @@ class Server:
         self._stop_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due_at = 0.0
+        self._count_at = 0.0
         self._loop = asyncio.get_running_loop()
         self.stopped: asyncio.Future[None] = self._loop.create_future()
 
@@ -470,6 +474,10 @@ class Server:
         self._follow_tls(now)
         for client in list(self._clients):
             client.check(now)
+        if now >= self._count_at:
+            self._count_at = now + COUNT_S
+            open_ = (client.exchange for client in self._clients)
+            self._door.recent.quiet = sum(exchange is not None and exchange.quiet(now) for exchange in open_)
         self._find_unheard()
         if self._stop_at is not None and self._finish(now, self._stop_at):
             return
