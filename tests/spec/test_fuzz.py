@@ -109,11 +109,13 @@ def tree(settings: list[tuple[tuple[str, str], object]]) -> dict[str, object]:
     probe: dict[str, object] = {}
     policy: dict[str, object] = {"min_replicas": 1}
     balancer: dict[str, object] = {}
+    rollout: dict[str, object] = {}
     tls: dict[str, object] = {"keyfile": "k", "certfile": "c"}
     service: dict[str, object] = {
         "readiness_probe": probe,
         "replica_policy": policy,
         "load_balancer": balancer,
+        "rollout": rollout,
         "tls": tls,
     }
     resources: dict[str, object] = {"ports": 80}
@@ -121,7 +123,7 @@ def tree(settings: list[tuple[tuple[str, str], object]]) -> dict[str, object]:
     root: dict[str, object] = {"run": "x", "service": service, "resources": resources, "workdir": workdir}
     sections = {
         "": root, "service": service, "readiness_probe": probe, "replica_policy": policy, "load_balancer": balancer,
-        "tls": tls, "resources": resources, "workdir": workdir,
+        "rollout": rollout, "tls": tls, "resources": resources, "workdir": workdir,
     }  # fmt: skip
     for (section, key), value in settings:
         sections[section][key] = value

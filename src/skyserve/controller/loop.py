@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from skyserve.clock import Clock, sleep_unless
 from skyserve.controller.probe import Question, probed, question
 from skyserve.controller.senses import Acting, Doorkeeping, Probing, Quoting, SecretReading, Watching
+from skyserve.decide import progress
 from skyserve.decide.reconcile import decide
 from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Observation, Plan
 from skyserve.model.evidence import Listing, Silent
+from skyserve.model.offering import Offering
 from skyserve.model.routing import RoutingTable
 from skyserve.model.service import Kind, ServiceSpec
 from skyserve.store.base import Lease, ServiceState, Store
@@ -84,7 +86,8 @@ async def observe(world: World, state: ServiceState) -> Observation:
     """Gather what is known right now. Nothing here waits for a provider, a replica or the door."""
     tag = f"{state.name}-{state.uid}"
     answers = _answers(world, state, tag)
-    offerings = await world.offers.of(state.specs[state.latest_version], state.health) if state.wanted else ()
+    offered = await _offerings(world, state)
+    aim = state.memory.rollout.aim(state.latest_version)
     return Observation(
         service=state.name,
         uid=state.uid,
@@ -102,13 +105,24 @@ async def observe(world: World, state: ServiceState) -> Observation:
         outcomes=world.hands.outcomes(),
         in_flight=world.hands.in_flight(answers),
         load=world.door.load,
-        offerings=offerings,
+        offerings=offered.pop(aim, ()),
+        other_offerings=offered,
         evict=state.evict,
         halted=state.halted,
         health=state.health,
         memory=state.memory,
         created_at=state.created_at,
     )
+
+
+async def _offerings(world: World, state: ServiceState) -> dict[int, tuple[Offering, ...]]:
+    """What there is for the version that the service aims for, and for the one that it may have to go back to."""
+    if not state.wanted:
+        return {}
+    rollout = state.memory.rollout
+    versions = {rollout.aim(state.latest_version), rollout.good}
+    specs = {version: spec for version, spec in state.specs.items() if version in versions}
+    return {version: await world.offers.of(spec, state.health) for version, spec in specs.items()}
 
 
 def _answers(world: World, state: ServiceState, tag: str) -> dict[str, Listing | Silent]:
@@ -128,7 +142,7 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
     Raises StoreUnavailable when the secrets that a probe needs cannot be read; all else has been done then.
     """
     world.hands.start(observation, plan)
-    latest = observation.specs[observation.latest_version]
+    latest = observation.specs[progress.carrier(observation.latest_version, plan.memory)]
     world.door.publish(
         RoutingTable(
             number=revision,

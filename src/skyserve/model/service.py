@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from skyserve.model.resources import ResourceChoice
+from skyserve.model.rollout import Rollout
 from skyserve.model.scaling import CustomMetric, Schedule
 
 
@@ -190,6 +191,7 @@ class ServiceSpec:
     replica_policy: ReplicaPolicy = ReplicaPolicy()
     load_balancing_policy: str = "least_load"
     load_balancer: LoadBalancer = LoadBalancer()
+    rollout: Rollout = Rollout()
     tls: Tls | None = None
     port: int = 8080
     resources: ResourceChoice = ResourceChoice()
