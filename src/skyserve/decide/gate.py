@@ -77,15 +77,16 @@ def _likelihood(seen: tuple[int, int], rate: float) -> float:
 # ---- what is counted
 
 
-def count(gate: Gate, load: LoadReport | None, old: int, new: int) -> Gate:
+def count(gate: Gate, load: LoadReport | None, old: int, new: int, *, history: int = 0) -> Gate:
     """The gate with what the door has counted since it was last looked at. A door that was begun anew counts from zero,
-    and all of that is new; at the first look nothing is."""
+    and all of that is new. At the first look nothing is, but where the two versions will not serve side by side, up to
+    `history` of the old one's earlier answers stand for those that it will not give."""
     if load is None:
         return gate
     now = {one.version: one for one in load.versions if one.version in (old, new)}
     seen = tuple(now[version] for version in sorted(now))
     if not gate.boot:
-        return _told_slow(replace(gate, boot=load.boot, seen=seen), now.get(old))
+        return _told_slow(replace(gate, boot=load.boot, seen=seen, old=_earlier(now.get(old), history)), now.get(old))
     before = {one.version: one for one in gate.seen} if gate.boot == load.boot else {}
     timed_from = gate.slow_from if gate.new.answers >= WARM_UP else None
     counted = replace(
@@ -96,6 +97,13 @@ def count(gate: Gate, load: LoadReport | None, old: int, new: int) -> Gate:
         new=_added(gate.new, before.get(new), now.get(new), timed_from),
     )
     return _told_slow(counted, now.get(old))
+
+
+def _earlier(old: VersionAnswers | None, most: int) -> Tally:
+    if old is None or not old.answers:
+        return Tally()
+    answers = min(most, old.answers)
+    return Tally(answers, round(old.errors * answers / old.answers))
 
 
 def _told_slow(gate: Gate, old: VersionAnswers | None) -> Gate:

@@ -24,6 +24,8 @@ ENOUGH = 50
 """Answers of the new version, without a doubt about it, after which it needs no more time to prove itself."""
 PATIENCE = 3.0
 """A canary's step ends after so many times its least time, with enough answers or without."""
+HISTORY = 200
+"""Earlier answers of the old version that a blue_green update compares with, as the two never serve side by side."""
 LOOK_S = 1.0
 """How often the answers are looked at while a version proves itself."""
 
@@ -127,7 +129,8 @@ def follow(draft: Draft) -> bool:
     if good is None or good == memory.version or not draft.o.wanted:
         return False
     seen_at_once = memory.gate.boot == (draft.o.load.boot if draft.o.load else "")
-    memory = replace(memory, gate=gate.count(memory.gate, draft.o.load, good, memory.version))
+    history = HISTORY if draft.o.update_mode is UpdateMode.BLUE_GREEN else 0
+    memory = replace(memory, gate=gate.count(memory.gate, draft.o.load, good, memory.version, history=history))
     rollout = draft.o.specs[memory.version].rollout
     why = memory.stopped or _fault(draft, memory, rollout)
     if why and rollout.auto_rollback and not memory.stopped:
