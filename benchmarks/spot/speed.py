@@ -30,6 +30,7 @@ from skyserve.providers.fake import FakeProvider
 from skyserve.sim import synthetic
 from skyserve.sim.cloud import Setting
 from skyserve.sim.run import simulate
+from skyserve.sim.world import SimulatedScraper
 from skyserve.store.secrets import SecretStore
 from skyserve.store.sql import open_store
 
@@ -92,6 +93,7 @@ async def thousand(home: Path, replicas: int = 1000) -> None:
         watches={"fake": watch},
         offers=Offers(providers, clock),
         prober=Well(clock),
+        scraper=SimulatedScraper(),
         hands=Hands(providers, secrets, Files(home / "files"), clock, lambda: None),
         door=NoDoor(),
         nudged=asyncio.Event(),

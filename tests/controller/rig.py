@@ -11,6 +11,7 @@ from skyserve.clock import VirtualClock
 from skyserve.controller.act import Hands
 from skyserve.controller.files import Files
 from skyserve.controller.loop import World, step
+from skyserve.controller.metric import MetricQuestion
 from skyserve.controller.offers import Offers
 from skyserve.controller.probe import Question
 from skyserve.controller.watch import Watch
@@ -18,6 +19,7 @@ from skyserve.model.decision import Plan
 from skyserve.model.evidence import LoadReport, ProbeResult
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.routing import RoutingTable
+from skyserve.model.scaling import EngineSample, MetricReading
 from skyserve.model.service import ReplicaPolicy, ServiceSpec
 from skyserve.providers.base import Provider
 from skyserve.providers.fake import FakeProvider
@@ -58,6 +60,25 @@ class KindProber:
 
     def hurry(self, replica_id: int) -> None:
         pass
+
+
+class QuietScraper:
+    """Says what it was given, and remembers what it was told to read."""
+
+    def __init__(self) -> None:
+        self.pages: Mapping[int, str] = {}
+        self.metric: MetricQuestion | None = None
+        self.heard: Mapping[int, EngineSample] = {}
+        self.value: MetricReading | None = None
+
+    def follow(self, pages: Mapping[int, str], metric: MetricQuestion | None) -> None:
+        self.pages, self.metric = pages, metric
+
+    def samples(self) -> Mapping[int, EngineSample]:
+        return self.heard
+
+    def reading(self) -> MetricReading | None:
+        return self.value
 
 
 class FixedRoster:
@@ -127,6 +148,7 @@ async def rig(
         watches={name: Watch(each, clock, lambda tags: None) for name, each in providers.items()},
         offers=Offers(providers, clock),
         prober=KindProber(clock),  # type: ignore[arg-type]
+        scraper=QuietScraper(),
         hands=Hands(providers, secrets, Files(home / "files"), clock, nudged.set),
         door=QuietDoor(clock),  # type: ignore[arg-type]
         nudged=nudged,

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from tests.controller.rig import FixedRoster, chat
+from tests.controller.site import Site, plain
 
 from skyserve.clock import SystemClock
 from skyserve.config import Config
 from skyserve.controller import supervisor as module
 from skyserve.controller.supervisor import Supervisor
 from skyserve.errors import StoreUnavailable
+from skyserve.model.scaling import CustomMetric
 from skyserve.model.service import ReplicaPolicy, UpdateMode
 from skyserve.providers.fake import FakeProvider
 from skyserve.store.base import Store
@@ -137,5 +139,28 @@ def test_work_that_fails_is_begun_again_and_after_a_good_run_soon(
             async with asyncio.timeout(10):
                 await supervisor._persist("work", work, troubles.append)
             assert [trouble.partition(": ")[2] for trouble in troubles] == ["KeyError: 0", "KeyError: 1", "KeyError: 2"]
+
+    asyncio.run(scenario())
+
+
+def test_the_users_metric_is_read_for_as_long_as_there_is_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        site = Site(answers={"/depth": plain(b"120")})
+        server = await asyncio.start_server(site.serve, "127.0.0.1", 0)
+        site.port = server.sockets[0].getsockname()[1]
+        metric = CustomMetric(site.url("/depth"), 50, headers={"Authorization": "Bearer $KEY"}, interval_seconds=0.05)
+        policy = ReplicaPolicy(0, 1, custom_metric=metric)
+        async with supervised(tmp_path, monkeypatch) as supervisor:
+            await supervisor.create(replace(chat(), replica_policy=policy, secrets={"KEY": "f"}), {"KEY": "hunter2"})
+            await eventually(lambda: len(site.heads) > 2)
+            assert [task for task in asyncio.all_tasks() if "Scraper." in repr(task)]
+            await supervisor.down("chat", purge=False)
+            await eventually(lambda: not supervisor.names())
+            assert all("Authorization: Bearer hunter2" in head for head in site.heads)
+            assert not [task for task in asyncio.all_tasks() if "Scraper." in repr(task)]
+        server.close()
+        await server.wait_closed()
 
     asyncio.run(scenario())

@@ -1,13 +1,13 @@
-"""Autoscaling, placement, back-off, rollout and the service's status, each on its own."""
+"""Placement, back-off, rollout and the service's status, each on its own."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from tests.decide.builders import NOW, instance, listing, load, observation, replica, spec
+from tests.decide.builders import NOW, instance, listing, observation, replica, spec
 
-from skyserve.decide import autoscale, backoff, rollout
+from skyserve.decide import backoff, rollout
 from skyserve.decide.reconcile import decide
 from skyserve.decide.status import service_status
 from skyserve.model.decision import (
@@ -25,56 +25,6 @@ from skyserve.model.replica import Failure, ReplicaStatus
 from skyserve.model.service import ReplicaPolicy, UpdateMode
 
 S = ReplicaStatus
-SCALING = ReplicaPolicy(1, 10, target_qps_per_replica=2.0)
-
-
-def scaled(qps: float, memory: AutoscaleMemory, policy: ReplicaPolicy = SCALING, **more: object) -> autoscale.Target:
-    specs = {1: spec(replica_policy=policy)}
-    report = load(arrivals_per_s=qps, **more)
-    return autoscale.target(observation(specs=specs, load=report, memory=Memory(autoscale=memory)))
-
-
-def test_a_fixed_number_is_the_target() -> None:
-    assert autoscale.target(observation(specs={1: spec(3)})).count == 3
-
-
-def test_demand_must_last_for_the_upscale_delay() -> None:
-    first = scaled(9.0, AutoscaleMemory(1))
-    assert (first.count, first.memory.above_since_at) == (1, NOW)
-    assert first.wake_at == NOW + 300
-    assert scaled(9.0, AutoscaleMemory(1, above_since_at=NOW - 299)).count == 1
-    assert scaled(9.0, AutoscaleMemory(1, above_since_at=NOW - 300)).count == 5
-
-
-def test_idleness_must_last_for_the_downscale_delay() -> None:
-    assert scaled(0.0, AutoscaleMemory(5, below_since_at=NOW - 1199)).count == 5
-    decided = scaled(0.0, AutoscaleMemory(5, below_since_at=NOW - 1200))
-    assert decided.count == 1
-    assert decided.notes[0].because.code is ReasonCode.SCALED
-    assert decided.notes[0].because.facts["qps"] == 0.0
-
-
-def test_from_zero_it_scales_at_once_for_a_held_request() -> None:
-    policy = replace(SCALING, min_replicas=0)
-    assert scaled(0.0, AutoscaleMemory(0), policy).count == 0
-    assert scaled(0.0, AutoscaleMemory(0), policy, held=1).count == 1
-
-
-def test_a_request_under_way_keeps_the_last_replica() -> None:
-    policy = replace(SCALING, min_replicas=0)
-    idle = AutoscaleMemory(1, below_since_at=NOW - 5000)
-    assert scaled(0.0, idle, policy, in_flight={1: 1}).count == 1
-    assert scaled(0.0, idle, policy).count == 0
-
-
-def test_without_a_report_the_target_stays() -> None:
-    specs = {1: spec(replica_policy=SCALING)}
-    assert autoscale.target(observation(specs=specs, memory=Memory(autoscale=AutoscaleMemory(4)))).count == 4
-
-
-def test_overprovision_comes_on_top() -> None:
-    policy = ReplicaPolicy(2, 2, num_overprovision=1)
-    assert autoscale.target(observation(specs={1: spec(replica_policy=policy)})).count == 3
 
 
 @pytest.mark.parametrize(("failures", "wait_s"), [(1, 0), (2, 0), (3, 2), (4, 2), (5, 4), (7, 8), (60, 300)])

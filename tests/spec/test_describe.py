@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from skyserve.model.resources import Accelerator, Quantity, ResourceChoice, Resources
+from skyserve.model.scaling import CustomMetric, Schedule
 from skyserve.model.service import ReadinessProbe, ReplicaPolicy, ServiceSpec, Tls
 from skyserve.spec.describe import choice_text, describe, policy_text, probe_text, resources_text
 
@@ -24,7 +25,13 @@ def test_a_plain_service() -> None:
 
 def test_a_service_with_everything() -> None:
     policy = ReplicaPolicy(
-        1, 3, 2.5, 2, base_ondemand_fallback_replicas=1, dynamic_ondemand_fallback=True, spot_placer="dynamic_fallback"
+        1,
+        3,
+        2.5,
+        num_overprovision=2,
+        base_ondemand_fallback_replicas=1,
+        dynamic_ondemand_fallback=True,
+        spot_placer="dynamic_fallback",
     )
     spot = ResourceChoice((Resources(use_spot=True),))
     spec = ServiceSpec(name="s", run="x", replica_policy=policy, tls=Tls("k.pem", "c.pem"), resources=spot)
@@ -48,9 +55,34 @@ def test_a_spot_service_that_says_no_more_is_placed_by_our_own_policy() -> None:
         (ReplicaPolicy(2, 2, num_overprovision=1), "Fixed 2 replicas with 1 overprovisioned replica"),
         (ReplicaPolicy(1, 3, 2.5), "Autoscaling from 1 to 3 replicas (target QPS per replica: 2.5)"),
         (
-            ReplicaPolicy(0, 4, {"L4": 2.0, "A100": 7.5}, 2),
+            ReplicaPolicy(0, 4, {"L4": 2.0, "A100": 7.5}, num_overprovision=2),
             "Autoscaling from 0 to 4 replicas with 2 overprovisioned replicas (target QPS per replica: L4 2, A100 7.5)",
         ),
+        (
+            ReplicaPolicy(1, 3, 2.5, 8.0, 2.0, 0.5, 30.0, 99.0),
+            "Autoscaling from 1 to 3 replicas (target QPS per replica: 2.5; target ongoing requests per replica: 8; "
+            "target queue length per replica: 2; target p99 seconds to first token: 0.5; "
+            "target p99 seconds of latency: 30)",
+        ),
+        (
+            ReplicaPolicy(
+                1,
+                3,
+                target_tokens_per_second_per_replica=900.0,
+                target_engine_waiting_per_replica=4.0,
+                target_kv_cache_use=0.8,
+                custom_metric=CustomMetric("http://q", 30.0),
+                schedules=(Schedule("@daily", 2),),
+            ),
+            "Autoscaling from 1 to 3 replicas (target tokens per second per replica: 900; "
+            "target requests waiting in the engine per replica: 4; target custom metric per replica: 30; "
+            "target KV cache use: 80 %; 1 schedule)",
+        ),
+        (
+            ReplicaPolicy(2, 2, schedules=(Schedule("@daily", 1), Schedule("@hourly", 2))),
+            "Fixed 2 replicas (2 schedules)",
+        ),
+        (ReplicaPolicy(1, 3, schedules=(Schedule("@daily", 2),)), "Autoscaling from 1 to 3 replicas (1 schedule)"),
     ],
 )
 def test_policies(policy: ReplicaPolicy, text: str) -> None:

@@ -93,6 +93,7 @@ SCALARS = (
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["8+", "4x", "L4:1", "8080-8082", "aws/us-east-1", "/path", "$A", "s3://b", "least_load", "none"])
+    | st.sampled_from(["0 8 * * MON-FRI", "Europe/Berlin", "$.a[0]", "80%", "http://[", "http://a@b", "* * 30 2 *"])
 )
 VALUES = st.recursive(
     SCALARS,
@@ -107,7 +108,9 @@ KEYS = [(section.name, field.name) for section in SECTIONS for field in section.
 def tree(settings: list[tuple[tuple[str, str], object]]) -> dict[str, object]:
     """A service that is right but for these settings."""
     probe: dict[str, object] = {}
-    policy: dict[str, object] = {"min_replicas": 1}
+    metric: dict[str, object] = {"url": "http://host", "target_per_replica": 1}
+    schedule: dict[str, object] = {"cron": "@daily", "min_replicas": 1}
+    policy: dict[str, object] = {"min_replicas": 1, "custom_metric": metric, "schedules": [schedule]}
     balancer: dict[str, object] = {}
     rollout: dict[str, object] = {}
     tls: dict[str, object] = {"keyfile": "k", "certfile": "c"}
@@ -123,7 +126,8 @@ def tree(settings: list[tuple[tuple[str, str], object]]) -> dict[str, object]:
     root: dict[str, object] = {"run": "x", "service": service, "resources": resources, "workdir": workdir}
     sections = {
         "": root, "service": service, "readiness_probe": probe, "replica_policy": policy, "load_balancer": balancer,
-        "rollout": rollout, "tls": tls, "resources": resources, "workdir": workdir,
+        "custom_metric": metric, "schedules": schedule, "rollout": rollout, "tls": tls, "resources": resources,
+        "workdir": workdir,
     }  # fmt: skip
     for (section, key), value in settings:
         sections[section][key] = value

@@ -42,6 +42,7 @@ def task(body: str) -> str:
         ("a: 1\n---\nb: 2\n", "2:1", "more than one document"),
         ("run: [", "1:7", "not valid YAML"),
         ("run: *x", "1:6", "undefined alias"),
+        ("run: * 8 * * *", "1:7", "not valid YAML"),
         ("a: b: c", "1:5", "mapping values are not allowed"),
         ("\trun: x", "1:1", "cannot start any token"),
         ("run: \x07", "1:1", "U+0007"),

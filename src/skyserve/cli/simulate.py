@@ -237,7 +237,7 @@ def _market_of(session: Session, spec: ServiceSpec, flags: SimulateFlags, length
 
 def _warn_of_load(session: Session, spec: ServiceSpec, requests: Requests | None, speed: Speed) -> None:
     """Say what will keep the number of replicas from following the load."""
-    from skyserve.decide.autoscale import qps_per_replica
+    from skyserve.decide.signals import qps_per_replica
     from skyserve.sim.load import requests_per_replica
 
     policy = spec.replica_policy

@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from skyserve.clock import Clock, sleep_unless
+from skyserve.controller.metric import MetricQuestion, metric_question, needs_values
 from skyserve.controller.probe import Question, probed, question
-from skyserve.controller.senses import Acting, Doorkeeping, Probing, Quoting, SecretReading, Watching
+from skyserve.controller.senses import Acting, Doorkeeping, Probing, Quoting, Scraping, SecretReading, Watching
 from skyserve.decide import progress
 from skyserve.decide.reconcile import decide
 from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Observation, Plan
 from skyserve.model.evidence import Listing, Silent
 from skyserve.model.offering import Offering
+from skyserve.model.replica import ReplicaStatus
 from skyserve.model.routing import RoutingTable
 from skyserve.model.service import Kind, ServiceSpec
+from skyserve.spec.cron import Timetable
 from skyserve.store.base import Lease, ServiceState, Store
 
 LEASE_S = 30.0
@@ -36,7 +39,7 @@ class World:
     """One service's senses and hands. `trouble` is what keeps the loop from working, in words; empty when nothing.
 
     `asked` are the questions to replicas, by version and endpoint, so that those without
-    secrets are not written anew on every step.
+    secrets are not written anew on every step. `timetable` knows until when the bounds of a schedule hold.
     """
 
     service: str
@@ -47,12 +50,14 @@ class World:
     watches: Mapping[str, Watching]
     offers: Quoting
     prober: Probing
+    scraper: Scraping
     hands: Acting
     door: Doorkeeping
     nudged: asyncio.Event = field(default_factory=asyncio.Event)
     trouble: str = ""
     lease: Lease | None = None
     asked: dict[tuple[int, str], Question] = field(default_factory=dict, repr=False)
+    timetable: Timetable = field(default_factory=Timetable, repr=False)
 
     def nudge(self) -> None:
         """Something happened: look again now."""
@@ -88,6 +93,7 @@ async def observe(world: World, state: ServiceState) -> Observation:
     answers = _answers(world, state, tag)
     offered = await _offerings(world, state)
     aim = state.memory.rollout.aim(state.latest_version)
+    now, policy = world.clock.now(), state.specs[progress.carrier(state.latest_version, state.memory)].replica_policy
     return Observation(
         service=state.name,
         uid=state.uid,
@@ -96,7 +102,7 @@ async def observe(world: World, state: ServiceState) -> Observation:
         latest_version=state.latest_version,
         update_mode=state.update_mode,
         revision=state.revision,
-        now=world.clock.now(),
+        now=now,
         specs=state.specs,
         replicas=state.replicas,
         next_replica_id=state.next_replica_id,
@@ -112,6 +118,9 @@ async def observe(world: World, state: ServiceState) -> Observation:
         health=state.health,
         memory=state.memory,
         created_at=state.created_at,
+        engines=world.scraper.samples(),
+        metric=world.scraper.reading(),
+        schedule=world.timetable.bounds_at(policy.schedules, now),
     )
 
 
@@ -137,9 +146,9 @@ def _answers(world: World, state: ServiceState, tag: str) -> dict[str, Listing |
 
 
 def act(world: World, observation: Observation, plan: Plan, revision: int) -> None:
-    """Start what the plan asks for: provider calls, the routing table, probes. Nothing is waited for.
+    """Start what the plan asks for: provider calls, the routing table, probes, readings. Nothing is waited for.
 
-    Raises StoreUnavailable when the secrets that a probe needs cannot be read; all else has been done then.
+    Raises StoreUnavailable when the secrets that a question needs cannot be read; all else has been done then.
     """
     world.hands.start(observation, plan)
     latest = observation.specs[progress.carrier(observation.latest_version, plan.memory)]
@@ -156,6 +165,14 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
             start_s=plan.start_s,
         )
     )
+    try:
+        _probe(world, observation, plan)
+    finally:
+        _scrape(world, observation, plan)
+
+
+def _probe(world: World, observation: Observation, plan: Plan) -> None:
+    """Ask the replicas whether they are ready."""
     questions: dict[int, Question] = {}
     following: dict[tuple[int, str], Question] = {}
     unreadable: StoreUnavailable | None = None
@@ -179,6 +196,36 @@ def _question(world: World, tag: str, spec: ServiceSpec, version: int, endpoint:
     """What a replica of a version is asked."""
     secrets = world.secrets.get(tag, version) if spec.secrets else {}
     return question(endpoint, spec.readiness_probe, {**spec.envs, **secrets})
+
+
+def _scrape(world: World, observation: Observation, plan: Plan) -> None:
+    """Read what the policy goes by beside the requests: of ready replicas, and of the user's."""
+    if not observation.wanted:
+        world.scraper.follow({}, None)
+        return
+    pages: dict[int, str] = {}
+    carrier = progress.carrier(observation.latest_version, plan.memory)
+    if observation.specs[carrier].replica_policy.reads_engines:
+        for replica in plan.replicas:
+            if replica.status is ReplicaStatus.READY and replica.endpoint:
+                path = observation.specs[replica.version].replica_policy.engine_metrics_path
+                pages[replica.id] = f"http://{replica.endpoint}{path}"
+    metric: MetricQuestion | None = None
+    try:
+        metric = _metric(world, observation, carrier)
+    finally:
+        world.scraper.follow(pages, metric)
+
+
+def _metric(world: World, observation: Observation, version: int) -> MetricQuestion | None:
+    """What is asked for the user's metric, as this version wants it."""
+    spec = observation.specs[version]
+    metric = spec.replica_policy.custom_metric
+    if metric is None:
+        return None
+    private = spec.secrets and needs_values(metric)
+    secrets = world.secrets.get(observation.tag, version) if private else {}
+    return metric_question(metric, {**spec.envs, **secrets})
 
 
 async def run(world: World) -> None:

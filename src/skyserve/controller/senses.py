@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from skyserve.controller.metric import MetricQuestion
 from skyserve.controller.probe import Question
 from skyserve.model.decision import Observation, Plan
 from skyserve.model.evidence import Listing, LoadReport, Outcome, ProbeResult, Silent
 from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
 from skyserve.model.routing import RoutingTable
+from skyserve.model.scaling import EngineSample, MetricReading
 from skyserve.model.service import ServiceSpec
 
 
@@ -40,6 +42,22 @@ class Probing(Protocol):
 
     def results(self) -> Mapping[int, ProbeResult]:
         """The latest answer of each replica that is being asked."""
+        ...
+
+
+class Scraping(Protocol):
+    """Reads what the number of replicas may follow beside the requests at the door."""
+
+    def follow(self, pages: Mapping[int, str], metric: MetricQuestion | None) -> None:
+        """Read exactly these from now on: the metrics pages of replicas, by their ids, and the user's metric."""
+        ...
+
+    def samples(self) -> Mapping[int, EngineSample]:
+        """What the engine of each replica said lately; nothing of those that are silent."""
+        ...
+
+    def reading(self) -> MetricReading | None:
+        """The user's metric as last read."""
         ...
 
 

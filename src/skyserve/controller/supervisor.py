@@ -23,6 +23,7 @@ from skyserve.controller.files import Files
 from skyserve.controller.loop import World, run
 from skyserve.controller.offers import Offered, Offers, require
 from skyserve.controller.probe import Prober
+from skyserve.controller.scrape import Scraper
 from skyserve.controller.watch import Watch
 from skyserve.decide import mixing
 from skyserve.decide.optimize import rank, shortlisted
@@ -51,6 +52,7 @@ class _Crew:
 
     offers: Offers
     prober: Prober
+    scraper: Scraper
     hands: Hands
     door: Door | NoDoor
 
@@ -261,6 +263,7 @@ class Supervisor:
         return _Crew(
             offers=Offers(self.providers, self.clock),
             prober=prober,
+            scraper=Scraper(self._session, self.clock, nudged.set),
             hands=Hands(self.providers, self._secrets, self._files(tag), self.clock, nudged.set, self._hurry),
             door=Door(place, self.clock, nudged.set, prober.hurry) if serves else NoDoor(),
         )
@@ -275,6 +278,7 @@ class Supervisor:
             watches=self._watches,
             offers=crew.offers,
             prober=crew.prober,
+            scraper=crew.scraper,
             hands=crew.hands,
             door=crew.door,
             nudged=nudged,
@@ -297,7 +301,8 @@ class Supervisor:
         finally:
             door.cancel()
             crew.offers.close()
-            await asyncio.gather(door, crew.prober.close(), crew.hands.close(), return_exceptions=True)
+            ending = (crew.prober.close(), crew.scraper.close(), crew.hands.close())
+            await asyncio.gather(door, *ending, return_exceptions=True)
 
     async def _persist(
         self, what: str, work: Callable[[], Awaitable[None]], tell: Callable[[str], None] | None = None

@@ -89,13 +89,14 @@ def _aim(draft: Draft) -> None:
     """How many replicas are wanted. Until the latest version is proven, the policy of the one before it says so."""
     o, latest = draft.o, draft.o.latest_version
     governing = progress.carrier(latest, draft.memory)
-    aimed = autoscale.target(replace(o, latest_version=governing))
+    aimed = autoscale.target(o if governing == latest else progress.towards(o, governing))
     draft.floor = draft.target = aimed.count
     if governing != latest and o.wanted:
         policy, old = o.specs[latest].replica_policy, o.specs[governing].replica_policy
         draft.target = progress.count_for(policy, old, aimed.count)
     draft.memory = replace(draft.memory, autoscale=aimed.memory)
     draft.notes += aimed.notes
+    draft.waiting += aimed.waiting
     if aimed.wake_at is not None:
         draft.wake.append(aimed.wake_at)
 

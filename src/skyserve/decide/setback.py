@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from skyserve.decide import autoscale
 from skyserve.model.decision import AutoscaleMemory, Memory, Observation
 from skyserve.model.placement import PlacementMemory
 from skyserve.model.replica import Replica
@@ -46,11 +47,10 @@ def _brought_back(replica: Replica, now: float) -> Replica:
 
 
 def _memory(memory: Memory, now: float) -> Memory:
-    scale = memory.autoscale
-    return Memory(
+    return replace(
+        memory,
         failures=tuple(replace(entry, last_at=min(entry.last_at, now)) for entry in memory.failures),
-        autoscale=AutoscaleMemory(scale.target, _past(scale.above_since_at, now), _past(scale.below_since_at, now)),
-        asked=memory.asked,
+        autoscale=_autoscale(memory.autoscale, now),
         placement=PlacementMemory() if (memory.placement.at or 0.0) > now else memory.placement,
         rollout=_rollout(memory.rollout, now),
     )
@@ -59,6 +59,18 @@ def _memory(memory: Memory, now: float) -> Memory:
 def _rollout(memory: RolloutMemory, now: float) -> RolloutMemory:
     rejected = tuple(replace(one, at=min(one.at, now)) for one in memory.rejected)
     return replace(memory, since_at=min(memory.since_at, now), step_at=_past(memory.step_at, now), rejected=rejected)
+
+
+def _autoscale(memory: AutoscaleMemory, now: float) -> AutoscaleMemory:
+    return replace(
+        memory,
+        above_since_at=_past(memory.above_since_at, now),
+        below_since_at=_past(memory.below_since_at, now),
+        heard_at=_past(memory.heard_at, now),
+        watched_since_at=_past(memory.watched_since_at, now),
+        peaks=tuple(replace(peak, at=min(peak.at, now)) for peak in memory.peaks),
+        burst_until_at=None if memory.burst_until_at is None else min(memory.burst_until_at, now + autoscale.CALM_S),
+    )
 
 
 def _past(at: float | None, now: float) -> float | None:

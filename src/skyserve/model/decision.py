@@ -48,6 +48,7 @@ class ReasonCode(Enum):
     NO_OFFERING = "NO_OFFERING"
     PROVIDER_SILENT = "PROVIDER_SILENT"
     SCALED = "SCALED"
+    UPSCALE_DELAY = "UPSCALE_DELAY"
     SPOT_COVER = "SPOT_COVER"
     ON_DEMAND_FALLBACK = "ON_DEMAND_FALLBACK"
     BACK_TO_SPOT = "BACK_TO_SPOT"
@@ -136,12 +137,40 @@ class FailureMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Peak:
+    """The most that was asked for until a later peak: `units` of capacity, at `at`."""
+
+    at: float
+    units: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRate:
+    """How fast one kind of machine was seen to work: requests finished, and the seconds its places were taken, both
+    fading with time. Their quotient is the requests a second that one taken place finishes."""
+
+    accelerator: str
+    done: float
+    taken_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class AutoscaleMemory:
-    """The autoscaler's hysteresis, as instants: since when the demand has been above or below the target."""
+    """What the autoscaler remembers, as instants and never as counts of looks.
+
+    `above_since_at`, `below_since_at`: since when the demand asks for more, or fewer. `heard_at`: the last load report.
+    `watched_since_at`: since when the load is known without a gap. `peaks`: the most that was asked for in each part of
+    the downscale delay, the highest first. `burst_until_at`: a burst was seen, and nothing is removed before.
+    """
 
     target: int | None = None
     above_since_at: float | None = None
     below_since_at: float | None = None
+    heard_at: float | None = None
+    watched_since_at: float | None = None
+    peaks: tuple[Peak, ...] = ()
+    burst_until_at: float | None = None
+    rates: tuple[ServiceRate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +178,7 @@ class Memory:
     """What policies remember from step to step; persisted with every commit.
 
     `asked` are the providers that were ever asked for a machine: only there something of the service can be left.
+    `starts` are how many seconds the latest replicas took from their launch to their first readiness.
     """
 
     failures: tuple[FailureMemory, ...] = ()
@@ -156,6 +186,7 @@ class Memory:
     asked: tuple[str, ...] = ()
     placement: PlacementMemory = PlacementMemory()
     rollout: RolloutMemory = RolloutMemory()
+    starts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

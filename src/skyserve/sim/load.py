@@ -20,6 +20,9 @@ from skyserve.sim.arrivals import Batch, Requests
 from skyserve.sim.result import Served
 
 _WINDOW_S = 60.0
+_BURST_S = 6.0
+WAITS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Limits for which it is told how many requests did not wait longer, seconds."""
 _PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 _SHORTEST_S = 0.001
 
@@ -73,6 +76,11 @@ class Durations:
         else:
             self.bins[int(math.log(seconds) * _BINS_PER_E + _FIRST_BIN)] += 1
 
+    def within(self, seconds: float) -> int:
+        """How many took no longer, to half a per cent of the limit."""
+        last = int(math.log(max(seconds, _NOTHING_S)) * _BINS_PER_E + _FIRST_BIN)
+        return self.none + sum(self.bins[: last + 1])
+
     def percentiles(self) -> dict[float, float]:
         """The usual ones; nothing when nothing was counted."""
         total, seen, found = self.none + sum(self.bins), self.none, dict[float, float]()
@@ -84,6 +92,16 @@ class Durations:
             while count and wanted and seen >= wanted[0] / 100 * total - 1e-9:
                 found[wanted.pop(0)] = math.exp((place + 0.5 - _FIRST_BIN) / _BINS_PER_E)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """How it stood at one instant: requests under way and waiting, and by replica those under way and those done."""
+
+    at: float
+    ongoing: int
+    in_flight: dict[int, int]
+    done: dict[int, int]
 
 
 _Running = tuple[float, int, float, float]
@@ -116,6 +134,7 @@ class Traffic:
         self._slot_of: dict[int, int] = {}
         self._loads: list[int] = [_CLOSED]
         self._pace: list[float] = [1.0]
+        self._done: list[int] = [0]
         self._running: list[_Running] = []
         self._queue: deque[_Waiting] = deque()
         self._again: deque[_Waiting] = deque()
@@ -124,6 +143,7 @@ class Traffic:
         self._work: list[float] = []
         self._next = 0
         self._taken = 0
+        self._levels: deque[_Level] = deque()
         self._latency, self._waited = Durations(), Durations()
         self._requests_total = self._requests_before = self._rejected = self._retried = 0
 
@@ -164,6 +184,7 @@ class Traffic:
             retried=self._retried,
             latency_s=self._latency.percentiles(),
             waited_s=self._waited.percentiles(),
+            waited_within={limit: self._waited.within(limit) for limit in WAITS_S},
         )
 
     def _take(self, batch: Batch) -> None:
@@ -180,7 +201,7 @@ class Traffic:
         running, loads, pace, full = self._running, self._loads, self._pace, self._full
         bins, none_waited, turn, log = self._latency.bins, 0, self._taken, math.log
         instants, work, per_e, first = self._instants, self._work, _BINS_PER_E, _FIRST_BIN
-        queued = self._queue or self._again
+        done, queued = self._done, self._queue or self._again
         for i in range(self._next, end):
             at = instants[i]
             while running and running[0][0] <= at:
@@ -190,6 +211,7 @@ class Traffic:
                     continue
                 ended, slot, arrived, begun = heappop(running)
                 loads[slot] -= _ONE
+                done[slot] += 1
                 bins[int(log(ended - arrived) * per_e + first)] += 1
                 if begun == arrived:
                     none_waited += 1
@@ -218,6 +240,7 @@ class Traffic:
         ended, slot, arrived, begun = self._running[0]
         self._latency.add(ended - arrived)
         self._waited.add(begun - arrived)
+        self._done[slot] += 1
         waiting = self._first_waiting(ended) if self._loads[slot] < _CLOSED else None
         if waiting is None:
             heappop(self._running)
@@ -264,6 +287,7 @@ class Traffic:
             if replica_id not in self._slot_of:
                 self._slot_of[replica_id] = self._free_slot()
                 self._loads[self._slot_of[replica_id]] = 0
+                self._done[self._slot_of[replica_id]] = 0
             slot = self._slot_of[replica_id]
             self._loads[slot] &= ~_CLOSED
             self._pace[slot] = 1 / speed
@@ -275,6 +299,7 @@ class Traffic:
         if slot == len(self._loads) - 1:
             self._loads.append(_CLOSED)
             self._pace.append(1.0)
+            self._done.append(0)
         return slot
 
     def _lose(self, now: float, slot: int) -> None:
@@ -309,21 +334,62 @@ class Traffic:
         window_s = min(_WINDOW_S, max(1.0, now - began_at))
         while len(self._recent) > 1 and (not self._recent[0] or self._recent[0][-1] <= now - window_s):
             self._recent.popleft()
-        arrivals = sum(bisect_right(batch, now) - bisect_right(batch, now - window_s) for batch in self._recent)
+        in_flight, held = dict(self._in_flight()), len(self._queue) + len(self._again)
+        done = {replica_id: self._done[slot] for replica_id, slot in self._slot_of.items()}
+        levels = self._levels
+        levels.append(_Level(now, held + sum(in_flight.values()), in_flight, done))
+        while len(levels) > 1 and levels[1].at <= now - _WINDOW_S:
+            levels.popleft()
+        done_per_s, busy = self._rates(levels)
+        last = [level.ongoing for level in levels if level.at >= now - 1.0]
+        if len(last) == 1 and len(levels) > 1:
+            last.append(levels[-2].ongoing)
         return LoadReport(
             at=now,
             boot="sim",
             table=0,
-            in_flight=dict(self._in_flight()),
-            held=len(self._queue) + len(self._again),
+            in_flight=in_flight,
+            held=held,
             requests_total=self._requests_total,
-            arrivals_per_s=arrivals / window_s,
+            arrivals_per_s=self._arrivals(now, window_s) / window_s,
             window_s=window_s,
+            burst_arrivals_per_s=self._arrivals(now, min(_BURST_S, window_s)) / min(_BURST_S, window_s),
+            burst_window_s=min(_BURST_S, window_s),
+            ongoing=_mean(levels, now - _WINDOW_S),
+            burst_ongoing=_mean(levels, now - _BURST_S),
+            steady_ongoing=min(last),
+            done_per_s=done_per_s,
+            busy=busy,
         )
+
+    def _arrivals(self, now: float, seconds: float) -> int:
+        return sum(bisect_right(batch, now) - bisect_right(batch, now - seconds) for batch in self._recent)
+
+    def _rates(self, levels: deque[_Level]) -> tuple[dict[int, float], dict[int, float]]:
+        """Requests finished a second, and mean requests under way, by replica, over what is remembered of it."""
+        first: dict[int, tuple[float, int]] = {}
+        sums: dict[int, tuple[int, int]] = {}
+        for level in levels:
+            for replica_id, count in level.in_flight.items():
+                first.setdefault(replica_id, (level.at, level.done[replica_id]))
+                total, number = sums.get(replica_id, (0, 0))
+                sums[replica_id] = total + count, number + 1
+        last = levels[-1]
+        done_per_s = {
+            replica_id: (last.done[replica_id] - first[replica_id][1]) / (last.at - first[replica_id][0])
+            for replica_id in last.in_flight
+            if last.at > first[replica_id][0]
+        }
+        return done_per_s, {one: sums[one][0] / sums[one][1] for one in done_per_s}
 
     def _in_flight(self) -> Iterator[tuple[int, int]]:
         for replica_id, slot in self._slot_of.items():
             yield replica_id, (self._loads[slot] & ~_CLOSED) >> 40
+
+
+def _mean(levels: deque[_Level], since_at: float) -> float:
+    recent = [level.ongoing for level in levels if level.at > since_at]
+    return sum(recent) / len(recent) if recent else 0.0
 
 
 def requests_per_replica(requests: Requests, speed: Speed) -> float:

@@ -30,7 +30,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What became of the simulated requests. Durations are seconds from arrival to the last byte, by percentile."""
+    """What became of the simulated requests. Durations are seconds from arrival to the last byte, by percentile.
+
+    `waited_within` says how many of the completed ones waited no longer than so many seconds.
+    """
 
     requests: int = 0
     completed: int = 0
@@ -38,6 +41,12 @@ class Served:
     retried: int = 0
     latency_s: dict[float, float] = field(default_factory=dict)
     waited_s: dict[float, float] = field(default_factory=dict)
+    waited_within: dict[float, int] = field(default_factory=dict)
+
+    def attainment(self, limit_s: float) -> float:
+        """The share of the requests with an end that waited no longer; rejected ones have failed it."""
+        ended = self.completed + self.rejected
+        return self.waited_within.get(limit_s, 0) / ended if ended else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from skyserve.sim.world import (
     SimulatedHands,
     SimulatedOffers,
     SimulatedProber,
+    SimulatedScraper,
     SimulatedWatch,
     StandingClock,
     Traffic,
@@ -91,12 +92,13 @@ class Simulation:
             watches={name: SimulatedWatch(name, self._cloud, self._clock) for name in providers},
             offers=self._offers,
             prober=SimulatedProber(self._cloud),
+            scraper=SimulatedScraper(),
             hands=self._hands,
             door=self._door,
             nudged=asyncio.Event(),
         )
         self._prices = _price_ticks(market, setting)
-        self._follows_load = traffic is not None and spec.replica_policy.target_qps_per_replica is not None
+        self._follows_load = traffic is not None and spec.replica_policy.follows_load
         self._speeds: dict[int, float] = {}
         self._steps = 0
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from skyserve.controller.act import refusal
+from skyserve.controller.metric import MetricQuestion
 from skyserve.controller.probe import Question
 from skyserve.decide.optimize import rank, shortlisted
 from skyserve.errors import CapacityUnavailable
@@ -19,6 +20,7 @@ from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
 from skyserve.model.replica import Replica
 from skyserve.model.routing import RoutingTable
+from skyserve.model.scaling import EngineSample
 from skyserve.model.service import ServiceSpec
 from skyserve.sim.cloud import Cloud
 from skyserve.sim.market import Market
@@ -134,6 +136,20 @@ class SimulatedProber:
 
     def _answer(self, replica_id: int, tick: int) -> ProbeResult:
         return ProbeResult(replica_id, self._cloud.instant(tick), True)
+
+
+class SimulatedScraper:
+    """Nothing is known of engines and of what users measure themselves, so nothing is said of it."""
+
+    def follow(self, pages: Mapping[int, str], metric: MetricQuestion | None) -> None:
+        """There is nobody to ask."""
+
+    def samples(self) -> Mapping[int, EngineSample]:
+        """None at all."""
+        return {}
+
+    def reading(self) -> None:
+        """None."""
 
 
 class SimulatedHands:

@@ -95,10 +95,10 @@ def _fits(kind: Kind, node: YamlNode) -> bool:
 def _number_fits(kind: Integer | Number, value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return False
-    if kind.minimum is not None and value < kind.minimum:
+    if (kind.minimum is not None and value < kind.minimum) or (kind.maximum is not None and value > kind.maximum):
         return False
     if isinstance(kind, Integer):
-        return isinstance(value, int) and (kind.maximum is None or value <= kind.maximum)
+        return isinstance(value, int)
     return kind.above is None or value > kind.above
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from skyserve.model.resources import ResourceChoice, Resources
 from skyserve.model.service import DEFAULT_SPOT_PLACER, ReadinessProbe, ReplicaPolicy, ServiceSpec, Tls
@@ -34,10 +34,34 @@ def policy_text(policy: ReplicaPolicy) -> str:
     more = ""
     if policy.num_overprovision:
         more = f" with {_counted(policy.num_overprovision, 'overprovisioned replica')}"
+    scheduled = _counted(len(policy.schedules), "schedule") if policy.schedules else ""
     if policy.min_replicas == policy.max_replicas:
-        return f"Fixed {_counted(policy.min_replicas, 'replica')}{more}"
+        fixed = f"Fixed {_counted(policy.min_replicas, 'replica')}{more}"
+        return f"{fixed} ({scheduled})" if scheduled else fixed
     bounds = f"from {policy.min_replicas} to {_counted(policy.max_replicas, 'replica')}"
-    return f"Autoscaling {bounds}{more} (target QPS per replica: {_target_text(policy.target_qps_per_replica)})"
+    followed = "; ".join((*_targets(policy), *([scheduled] if scheduled else ())))
+    return f"Autoscaling {bounds}{more} ({followed or 'target QPS per replica: -'})"
+
+
+def _targets(policy: ReplicaPolicy) -> Iterator[str]:
+    """What the number of replicas follows, one target at a time."""
+    percentile = f"p{policy.target_percentile:g}"
+    custom = policy.custom_metric
+    named = (
+        ("QPS per replica", policy.target_qps_per_replica),
+        ("ongoing requests per replica", policy.target_ongoing_requests_per_replica),
+        ("queue length per replica", policy.target_queue_length_per_replica),
+        (f"{percentile} seconds to first token", policy.target_ttft_s),
+        (f"{percentile} seconds of latency", policy.target_latency_s),
+        ("tokens per second per replica", policy.target_tokens_per_second_per_replica),
+        ("requests waiting in the engine per replica", policy.target_engine_waiting_per_replica),
+        ("custom metric per replica", None if custom is None else custom.target_per_replica),
+    )
+    for name, target in named:
+        if target is not None:
+            yield f"target {name}: {_target_text(target)}"
+    if policy.target_kv_cache_use is not None:
+        yield f"target KV cache use: {_plain(round(100 * policy.target_kv_cache_use, 4))} %"
 
 
 def choice_text(choice: ResourceChoice, num_nodes: int = 1) -> str:
@@ -88,10 +112,10 @@ def _tls_text(tls: Tls | None) -> str:
     return "No TLS Enabled" if tls is None else f"Keyfile: {tls.keyfile}, Certfile: {tls.certfile}"
 
 
-def _target_text(target: float | Mapping[str, float] | None) -> str:
+def _target_text(target: float | Mapping[str, float]) -> str:
     if isinstance(target, Mapping):
         return ", ".join(f"{name} {_plain(value)}" for name, value in target.items())
-    return "-" if target is None else _plain(target)
+    return _plain(target)
 
 
 def _counted(count: int, noun: str) -> str:

@@ -185,6 +185,8 @@ def _syntax_problem(error: MarkedYAMLError) -> tuple[Place, str, str | None]:
         hint = f"{error.context} that starts in line {error.context_mark.line + 1}"
     if "'\\t'" in problem:
         hint = "indent with spaces: YAML does not allow tabs there"
+    elif "alias" in f"{error.context} {problem}":
+        hint = "put quotes around a text that begins with `*`, such as a cron line"
     elif "mapping values are not allowed" in problem:
         hint = "check the indentation, and put quotes around a value that holds `: `"
     return place, f"not valid YAML: {problem}", hint

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from skyserve.model.resources import Resources
 from skyserve.model.rollout import Rollout
-from skyserve.model.service import (
-    DEFAULT_SPOT_PLACER,
-    SPOT_PLACERS,
-    LoadBalancer,
-    ReadinessProbe,
-    ReplicaPolicy,
-    ServiceSpec,
-)
+from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ServiceSpec
 from skyserve.spec.kinds import Anything, Boolean, Field, Integer, ListOf, MapOf, Number, OneOf, Refused, Section, Text
+from skyserve.spec.policy_fields import ACCELERATOR, CUSTOM_METRIC, HEADERS, REPLICA_POLICY, SCHEDULE
 
 SERVICE_NAME = r"[A-Za-z]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 SERVICE_NAME_FORM = (
     "a name of at most 63 letters, digits and hyphens that starts with a letter and does not end with a hyphen"
 )
 _ENV_NAME = Text("a name of letters, digits and underscores", r"[A-Za-z_][A-Za-z0-9_]*")
-_HEADER_NAME = Text("a header name", r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = Text(
-    "a text without line breaks and control characters", r"[^\x00-\x08\x0a-\x1f\x7f]*", as_written=True
-)
 _VALUE = Text("a single value", as_written=True)
 _NOT_EMPTY = Text("a text that is not empty", r"[\s\S]*\S[\s\S]*")
 _PATH = Text("a path that is not empty and holds no line break", r"[^\r\n]*[^\s][^\r\n]*")
@@ -32,7 +22,6 @@ _MEMORY = Text("an amount such as 32, 32+, 64GB or 4x", r"[0-9]+(\.[0-9]+)?([A-Z
 _SIZE = Text("a size such as 256 or 1TB", r"[0-9]+(\.[0-9]+)?[A-Za-z]{0,3}", as_written=True)
 _PORT = Integer(1, 65535)
 _PORT_TEXT = Text("a port such as 8080 or 8080-8082", r"[0-9]{1,5}(-[0-9]{1,5})?")
-_ACCELERATOR = Text("an accelerator such as L4 or A100:8", r"[A-Za-z0-9][A-Za-z0-9 ._-]*(:[0-9]+(\.[0-9]+)?)?")
 _INFRA = Text("a place such as aws/us-east-1, k8s/my-context or *", r"[^\s/]+(/[^\s/]+)*")
 _SECONDS_ABOVE_0 = Number(above=0)
 _SECONDS = Number(minimum=0)
@@ -54,7 +43,7 @@ READINESS_PROBE = Section(
         ),
         Field(
             "headers",
-            MapOf(_HEADER_VALUE, _HEADER_NAME),
+            HEADERS,
             "Headers sent with the probe. `$NAME` in a value stands for an env or a secret.",
         ),
         Field(
@@ -78,59 +67,6 @@ READINESS_PROBE = Section(
         ),
     ),
     "How to ask a replica whether it can serve.",
-)
-
-REPLICA_POLICY = Section(
-    "replica_policy",
-    (
-        Field("min_replicas", _COUNT, "Least number of replicas; 0 lets an idle service stop them all.", required=True),
-        Field("max_replicas", _COUNT, "Most replicas. Not given: the same as `min_replicas`."),
-        Field(
-            "target_qps_per_replica",
-            OneOf((Number(above=0), MapOf(Number(above=0), _ACCELERATOR))),
-            "Requests a second one replica shall get; the number of replicas follows the load. "
-            "A map from accelerator to number needs `load_balancing_policy: instance_aware_least_load`.",
-        ),
-        Field("num_overprovision", _COUNT, "Replicas on top of what the load asks for.", _POLICY.num_overprovision),
-        Field(
-            "upscale_delay_seconds",
-            _SECONDS,
-            "How long the load must ask for more replicas before there are more.",
-            _POLICY.upscale_delay_seconds,
-        ),
-        Field(
-            "downscale_delay_seconds",
-            _SECONDS,
-            "How long the load must ask for fewer replicas before there are fewer.",
-            _POLICY.downscale_delay_seconds,
-        ),
-        Field(
-            "base_ondemand_fallback_replicas",
-            _COUNT,
-            "How many of the replicas are always on-demand; needs `use_spot: true`.",
-            _POLICY.base_ondemand_fallback_replicas,
-        ),
-        Field(
-            "dynamic_ondemand_fallback",
-            Boolean(),
-            "Whether on-demand replicas stand in for spot replicas that are missing; needs `use_spot: true`. "
-            "Not given: as the `spot_placer` sees fit, which `risk_aware` does and the others do not.",
-        ),
-        Field(
-            "spot_placer",
-            Text(choices=SPOT_PLACERS),
-            "The policy that chooses places for spot replicas; needs `use_spot: true`.",
-            DEFAULT_SPOT_PLACER,
-        ),
-        Field(
-            "availability",
-            OneOf((Number(above=0), Text("a percentage such as 99.9%", r"\d+(\.\d*)?%"))),
-            "Share of the time in which all wanted replicas shall be ready; `risk_aware` has as many replicas, and as "
-            "many of them on-demand, as that takes. Needs `use_spot: true`.",
-            _POLICY.availability,
-        ),
-    ),
-    "How many replicas, following the load.",
 )
 
 LOAD_BALANCER = Section(
@@ -324,7 +260,7 @@ _CONSTRAINTS = (
     Field("zone", Text("a zone", r"[^\s/]+"), "The zone; excludes `infra`."),
     Field(
         "accelerators",
-        OneOf((_ACCELERATOR, MapOf(Number(above=0), _ACCELERATOR, nullable=True), ListOf(_ACCELERATOR))),
+        OneOf((ACCELERATOR, MapOf(Number(above=0), ACCELERATOR, nullable=True), ListOf(ACCELERATOR))),
         "`L4:1`; a map is a set of alternatives, of which the cheapest is taken; a list is tried in its order. "
         "Case does not matter.",
     ),
@@ -447,5 +383,8 @@ SERVICE_YAML = Section(
     "The whole file.",
 )
 
-SECTIONS = (SERVICE_YAML, WORKDIR_GIT, SERVICE, READINESS_PROBE, REPLICA_POLICY, LOAD_BALANCER, ROLLOUT, TLS, RESOURCES)
+SECTIONS = (
+    SERVICE_YAML, WORKDIR_GIT, SERVICE, READINESS_PROBE, REPLICA_POLICY, CUSTOM_METRIC, SCHEDULE, LOAD_BALANCER,
+    ROLLOUT, TLS, RESOURCES,
+)  # fmt: skip
 """Every section, in the order of the reference page."""

@@ -22,10 +22,11 @@ class Integer:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A finite number: at least `minimum`, or strictly more than `above`."""
+    """A finite number: at least `minimum`, or strictly more than `above`; at most `maximum`."""
 
     minimum: float | None = None
     above: float | None = None
+    maximum: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def _number_words(kind: Integer | Number) -> str:
     noun = "a whole number" if isinstance(kind, Integer) else "a number"
     if isinstance(kind, Number) and kind.above is not None:
         return f"{noun} above {kind.above:g}"
-    if isinstance(kind, Integer) and kind.maximum is not None:
+    if kind.minimum is not None and kind.maximum is not None:
         return f"{noun} from {kind.minimum} to {kind.maximum}"
     return noun if kind.minimum is None else f"{noun} of {kind.minimum:g} or more"
 

@@ -58,7 +58,7 @@ def _number(kind: Integer | Number) -> Schema:
     schema: Schema = {"type": "integer" if isinstance(kind, Integer) else "number"}
     if kind.minimum is not None:
         schema["minimum"] = kind.minimum
-    if isinstance(kind, Integer) and kind.maximum is not None:
+    if kind.maximum is not None:
         schema["maximum"] = kind.maximum
     if isinstance(kind, Number) and kind.above is not None:
         schema["exclusiveMinimum"] = kind.above

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 
 from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, Tls
-from skyserve.spec import shorthand
 from skyserve.spec.document import YamlMap, YamlNode, YamlScalar, plain
-from skyserve.spec.problems import Problems, shown
+from skyserve.spec.policy_section import PolicyReader
+from skyserve.spec.problems import Problems
 from skyserve.spec.substitute import names_in, substitute_json
 
-_INSTANCE_AWARE = "instance_aware_least_load"
 _PROBE, _POLICY, _DOOR = ReadinessProbe(), ReplicaPolicy(), LoadBalancer()
 
 
@@ -52,24 +50,7 @@ class ServiceReader:
         if self.section.node("replicas") is not None:
             message = "`service.replicas` and `service.replica_policy` exclude each other"
             self.problems.add(self.section.place_of("replicas"), message, "keep one; `replicas` is a fixed number")
-        least = node.integer("min_replicas", _POLICY.min_replicas)
-        policy = ReplicaPolicy(
-            min_replicas=least,
-            max_replicas=node.integer("max_replicas", least),
-            target_qps_per_replica=_target(node.node("target_qps_per_replica")),
-            num_overprovision=node.integer("num_overprovision", _POLICY.num_overprovision),
-            upscale_delay_seconds=node.number("upscale_delay_seconds", _POLICY.upscale_delay_seconds),
-            downscale_delay_seconds=node.number("downscale_delay_seconds", _POLICY.downscale_delay_seconds),
-            base_ondemand_fallback_replicas=node.integer(
-                "base_ondemand_fallback_replicas", _POLICY.base_ondemand_fallback_replicas
-            ),
-            dynamic_ondemand_fallback=_flag_or_none(node.node("dynamic_ondemand_fallback")),
-            spot_placer=_lower(node.text("spot_placer")),
-            availability=self._availability(node),
-        )
-        self._check_bounds(node, policy)
-        self._check_target(node, policy)
-        return policy
+        return PolicyReader(node, self.problems).policy(self.load_balancing_policy())
 
     def load_balancing_policy(self) -> str:
         """The name of the policy."""
@@ -112,21 +93,6 @@ class ServiceReader:
                 message = f"`service.replica_policy.{key}` is for services on spot capacity"
                 self.problems.add(value.place, message, "add `use_spot: true` under `resources:`")
 
-    def _availability(self, node: YamlMap) -> float:
-        """`99.9%` or `0.999` as a share of the time."""
-        text = node.text("availability")
-        if text is None:
-            return _POLICY.availability
-        try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            share = math.nan
-        if 0 < share < 1:
-            return share
-        message = f"`service.replica_policy.availability` must lie between 0 and 100 %, not {shown(text)}"
-        self.problems.add(node.place_of("availability"), message, "write `99.9%` or `0.999`")
-        return _POLICY.availability
-
     def _post_data(self, node: YamlNode | None) -> str | None:
         if node is None:
             return None
@@ -140,48 +106,6 @@ class ServiceReader:
         except ValueError:
             self.problems.add(node.place, "`service.readiness_probe.post_data` holds a number that JSON cannot write")
             return None
-
-    def _check_bounds(self, node: YamlMap, policy: ReplicaPolicy) -> None:
-        place = node.place_of("max_replicas")
-        if policy.min_replicas > policy.max_replicas:
-            message = f"`max_replicas` is {policy.max_replicas}, less than `min_replicas` {policy.min_replicas}"
-            self.problems.add(place, message)
-        elif policy.min_replicas != policy.max_replicas and policy.target_qps_per_replica is None:
-            hint = "add `target_qps_per_replica`, or make `max_replicas` the same as `min_replicas`"
-            self.problems.add(place, "nothing says when to have more than `min_replicas` replicas", hint)
-
-    def _check_target(self, node: YamlMap, policy: ReplicaPolicy) -> None:
-        target = policy.target_qps_per_replica
-        place = node.place_of("target_qps_per_replica")
-        if target is None:
-            return
-        if node.node("max_replicas") is None:
-            self.problems.add(place, "`target_qps_per_replica` needs `max_replicas`", "add `max_replicas`")
-        if isinstance(target, (int, float)):
-            return
-        if not target:
-            self.problems.add(place, "`target_qps_per_replica` is an empty map", "give a number")
-        if self.load_balancing_policy() != _INSTANCE_AWARE:
-            message = "`target_qps_per_replica` by accelerator needs another load balancing policy"
-            self.problems.add(place, message, f"add `load_balancing_policy: {_INSTANCE_AWARE}` under `service:`")
-
-
-def _target(node: YamlNode | None) -> float | dict[str, float] | None:
-    if isinstance(node, YamlScalar):
-        return float(node.value) if isinstance(node.value, (int, float)) else None
-    if not isinstance(node, YamlMap):
-        return None
-    return {_accelerator_key(entry.key): node.number(entry.key, math.nan) for entry in node.given()}
-
-
-def _accelerator_key(text: str) -> str:
-    """The canonical spelling of `a100` or `a100:8`; the count stays away where it was not written."""
-    name, colon, count = text.partition(":")
-    return shorthand.canonical_accelerator(name) + colon + count
-
-
-def _flag_or_none(node: YamlNode | None) -> bool | None:
-    return node.value if isinstance(node, YamlScalar) and isinstance(node.value, bool) else None
 
 
 def _lower(text: str | None) -> str | None:
