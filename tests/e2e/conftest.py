@@ -133,8 +133,14 @@ def processes_of(home: Path) -> dict[int, str]:
         except OSError:  # it has ended meanwhile
             continue
         if mark in environ + cmdline or cwd.startswith(mark):
-            found[int(entry.name)] = cmdline.replace(b"\0", b" ").decode()[:200]
+            found[int(entry.name)] = cmdline.replace(b"\0", b" ").decode()[:400]
     return found
+
+
+def door_processes(home: Path) -> list[int]:
+    """The processes of an installation's only door, the first one first: how many there are depends on the machine."""
+    doors = {pid: line for pid, line in processes_of(home).items() if "skyserve.load_balancer" in line}
+    return sorted(doors, key=lambda pid: "--worker" in doors[pid])
 
 
 def _watch(sky: Sky, done: threading.Event) -> None:

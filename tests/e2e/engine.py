@@ -2,7 +2,8 @@
 
 START_S: seconds before it listens. GATE: a file that must be there before it does. EXIT: exit at once with this code.
 NEVER: never listen. STUBBORN: ignore SIGTERM and leave a grandchild in a session of its own. UNHEALTHY: a file whose
-existence makes /health answer 500. FAILS: of the requests to other paths, each such one is answered with 500.
+existence makes /health answer 500. CERTFILE, KEYFILE: speak TLS. FAILS: of the POSTs, each such one is answered with
+500.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -85,6 +87,10 @@ def main() -> None:
         signal.pause()
     server = ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
     server.daemon_threads = True
+    if "CERTFILE" in os.environ:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(os.environ["CERTFILE"], os.environ["KEYFILE"])
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.serve_forever()
 
 

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import Sky, processes_of, wait_for
+from tests.e2e.conftest import Sky, door_processes, processes_of, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -196,8 +196,8 @@ def test_kill_9_of_the_controller_in_the_middle_of_an_update(sky: Sky) -> None:
 
 def test_a_door_that_hangs_is_replaced(sky: Sky) -> None:
     endpoint = sky.up("chat", 1)
-    (door,) = [pid for pid, line in processes_of(sky.home).items() if "skyserve.load_balancer" in line]
-    os.kill(door, signal.SIGSTOP)
+    for pid in door_processes(sky.home):
+        os.kill(pid, signal.SIGSTOP)
 
     def answers() -> bool:
         try:

@@ -80,7 +80,6 @@ def test_a_sound_canary_takes_over_and_a_rollback_brings_the_old_version_back(sk
         assert "+  ENGINE_VERSION: '2'" in sky.err
         assert {row["version"] for row in sky.ready().values()} == {2}
         wait_for(lambda: traffic.of("version", last=20) == {"2"}, why="the new version answers alone")
-        wait_for(lambda: versions(sky)[2]["status"] == "current", seconds=45, why="the new version has proved stable")
         sky("serve", "rollback", "chat", "-y")
         assert "which is version 1 over again" in sky.err
         assert "-  ENGINE_VERSION: '2'" in sky.err

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import Sky, processes_of, wait_for
+from tests.e2e.conftest import Sky, door_processes, processes_of, wait_for
 from tests.load_balancer.test_door_tls import certify
 
 pytestmark = pytest.mark.e2e
@@ -128,10 +128,12 @@ def test_killing_the_controller_harms_nobody_and_its_successor_adopts_all(sky: S
     assert len(engines) == 2, "nothing was launched twice"
 
 
-def test_killing_the_door_brings_it_back(sky: Sky) -> None:
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["its first process", "all its workers"])
+def test_killing_the_door_brings_it_back(sky: Sky, all_of_it: bool) -> None:
     endpoint = sky.up("chat", 1)
-    (door,) = [pid for pid, line in processes_of(sky.home).items() if "skyserve.load_balancer" in line]
-    os.kill(door, signal.SIGKILL)
+    first, *others = door_processes(sky.home)
+    for pid in (first, *others) if all_of_it else (first,):
+        os.kill(pid, signal.SIGKILL)
 
     def answers() -> bool:
         try:
@@ -202,6 +204,37 @@ def test_a_certificate_makes_the_endpoint_https(sky: Sky) -> None:
     Path(files.certfile).write_text("no certificate")
     sky("serve", "update", "chat", str(path), "-y", code=2)
     assert "cannot be used" in sky.err
+
+
+def test_replicas_may_speak_tls(sky: Sky) -> None:
+    """From plain text to TLS and on to a certificate that is not trusted: what is ready goes on answering."""
+    files = certify(sky.home.parent, "replica")
+    other = sky.home.parent / "other"
+    other.mkdir()
+    told = {"CERTFILE": files.certfile, "KEYFILE": files.keyfile}
+
+    def write(certfile: str, version: str) -> Path:
+        path = sky.yaml(1, ENGINE_VERSION=version, **told)
+        trust = f"retry: idempotent}}\n  replica_tls: {{ca_file: {certfile}, server_name: localhost}}"
+        path.write_text(path.read_text().replace("retry: idempotent}", trust))
+        return path
+
+    endpoint = sky.up("chat", 1)
+    sky("serve", "update", "chat", str(write(files.certfile, "2")), "-y")
+    wait_for(lambda: get(f"{endpoint}/x")["version"] == "2", why="the version that speaks TLS answers")
+    (ready,) = wait_for(lambda: [r for r in sky.ready().values() if r["version"] == 2], why="it is ready")
+    assert str(ready["endpoint"]).startswith("https://")
+    distrusting = write(certify(other, "other").certfile, "3")
+    distrusting.write_text(
+        distrusting.read_text().replace("path: /health", "path: /health\n    initial_delay_seconds: 1")
+    )
+    sky("serve", "update", "chat", str(distrusting), "-y", "--async")
+    why = "its certificate is not accepted"
+    wait_for(lambda: any(why in str(replica["detail"]) for replica in sky.replicas().values()), why=why)
+    assert get(f"{endpoint}/x")["version"] == "2"
+    missing = write(str(other / "none.pem"), "4")
+    sky("serve", "update", "chat", str(missing), "-y", code=2)
+    assert "`replica_tls.ca_file`: there is no" in sky.err
 
 
 def test_redirect_mode(sky: Sky) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ import uvloop
 from skyserve.load_balancer.door import Door
 from skyserve.load_balancer.server import Server, open_listener
 from skyserve.model.routing import Endpoint, RoutingTable
-from skyserve.model.service import LoadBalancer
+from skyserve.model.service import LoadBalancer, ReplicaTls, Tls
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PATIENCE_S = 5.0
@@ -151,6 +152,8 @@ class Replica:
         self.wires: list[Wire] = []
         self.left = 0
         self.port = 0
+        self.tls: ReplicaTls | None = None
+        self.context: ssl.SSLContext | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -158,7 +161,8 @@ class Replica:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.create_server((self.host, port or self.port), family=family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
-        self._server = await asyncio.start_server(self._serve, sock=listener, limit=2**20)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit both
+        self._server = await asyncio.start_server(self._serve, sock=listener, limit=2**20, ssl=self.context)
         self.port = listener.getsockname()[1]
 
     @property
@@ -241,8 +245,22 @@ class Rig:
             await replica.stop()
         await asyncio.sleep(0.01)
 
-    async def replica(self, script: Script = answer_ok, *, listed: bool = True, host: str = "127.0.0.1") -> Replica:
+    async def replica(
+        self,
+        script: Script = answer_ok,
+        *,
+        listed: bool = True,
+        host: str = "127.0.0.1",
+        files: Tls | None = None,
+        tls: ReplicaTls | None = None,
+    ) -> Replica:
+        """A replica; with `files` it speaks TLS, and the door does to it as `tls` says: trusting them, if not said."""
         replica = Replica(len(self.replicas) + 1, script, host)
+        replica.tls = tls
+        if files is not None:
+            replica.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            replica.context.load_cert_chain(files.certfile, files.keyfile)
+            replica.tls = tls or ReplicaTls(ca_file=files.certfile)
         await replica.start()
         self.replicas.append(replica)
         if listed:
@@ -253,8 +271,8 @@ class Rig:
         """Push a table with these replicas; other settings stay unless they are given."""
         old = self.door.table
         settings = self._settings = fields.pop("settings", self._settings)
-        rows = [Endpoint(replica.id, replica.address) for replica in replicas]
-        rows += [Endpoint(replica.id, replica.address, draining=True) for replica in draining]
+        rows = [Endpoint(replica.id, replica.address, tls=replica.tls) for replica in replicas]
+        rows += [Endpoint(replica.id, replica.address, draining=True, tls=replica.tls) for replica in draining]
         self._number += 1
         policy = fields.pop("policy", old.policy)
         table = RoutingTable(self._number, policy, settings, tuple(rows), fields.pop("closing", False))

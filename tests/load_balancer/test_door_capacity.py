@@ -11,8 +11,8 @@ from tests.load_balancer.conftest import OK, Request, Rig, Wire
 from skyserve.load_balancer.pool import Pool
 from skyserve.model.routing import Endpoint
 
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nContent-Length: 3\r\n\r\nabc"
 MIB = 1024 * 1024
 
 
@@ -98,7 +98,7 @@ def test_a_body_may_have_a_limit(rig, size: int, status: int, chunked: bool) -> 
         body = frame % (size - 15, b"x" * (size - 15)) if chunked else b"x" * size
         assert len(body) == size
         client = await rig.client()
-        client.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + framed + b"\r\n\r\n" + body)
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n" + framed + b"\r\n\r\n" + body)
         answer = await client.answer()
         assert answer.status == status
         if status == 413:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
+from pathlib import Path
 
 import aiohttp
 import openai
@@ -94,6 +96,71 @@ def test_curl(rig_once) -> None:
         assert await said_by(*curl, "--http1.0", "-d", "old", url) == b"old"
         assert await said_by(*curl, "--http2", "-d", "x", url) == b"x", "an upgrade to HTTP/2 is not taken"
         assert b"200 OK" in await said_by(*curl, "-I", url)
+        stream = f"http://127.0.0.1:{rig.port}/v1/chat/completions"
+        events = (await said_by(*curl, "-N", "--json", '{"stream": true}', stream)).decode()
+        assert [line for line in events.splitlines() if line][-1] == "data: [DONE]"
+        assert events.count("data: ") == len(WORDS) + 1
+
+    rig_once(scenario)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="apt-get install curl")
+def test_curl_shows_people_a_sentence(rig_once) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.settings(queue_size=0)
+        url, api = f"http://127.0.0.1:{rig.port}/", f"http://127.0.0.1:{rig.port}/v1/models"
+        told = ("-w", "%{http_code} %{content_type} %header{retry-after}")
+        sentence = "no replica became ready in time"
+        assert (await said_by("curl", "-sS", *told, url)).decode() == f"{sentence}\n503 text/plain; charset=utf-8 5"
+        body, _, rest = (await said_by("curl", "-sS", *told, api)).decode().rpartition("}")
+        assert json.loads(body + "}")["error"]["message"] == sentence
+        assert rest == "503 application/json 5"
+
+    rig_once(scenario)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="apt-get install curl")
+def test_curl_that_insists_on_http2_gets_a_clear_no(rig_once) -> None:
+    async def scenario(rig: Rig) -> None:
+        replica = await rig.replica(engine)
+        pipe = asyncio.subprocess.PIPE
+        insists = ("curl", "-sS", "--max-time", "10", "--http2-prior-knowledge", f"http://127.0.0.1:{rig.port}/")
+        process = await asyncio.create_subprocess_exec(*insists, stdout=pipe, stderr=pipe)
+        await asyncio.wait_for(process.communicate(), 15.0)
+        assert process.returncode not in (0, 28), "it fails at once, and does not run out of time"
+        assert rig.door.counters.responses == {505: 1}
+        assert replica.accepted == 0
+
+    rig_once(scenario)
+
+
+WRK_SECONDS = 2
+WRK_POST = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = '{"prompt": "' .. string.rep("x", 2000) .. '"}'
+"""
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="apt-get install wrk")
+@pytest.mark.parametrize("script", ["", WRK_POST], ids=["GET", "POST"])
+def test_wrk(rig_once, tmp_path: Path, script: str) -> None:
+    """Two seconds of it: no answer that is not 200, no connection that fails, and nothing left behind."""
+
+    async def scenario(rig: Rig) -> None:
+        replicas = [await rig.replica(engine), await rig.replica(engine)]
+        lua = tmp_path / "wrk.lua"
+        lua.write_text(script)
+        wrk = ("wrk", "-t1", "-c8", f"-d{WRK_SECONDS}s", "-s", str(lua), f"http://127.0.0.1:{rig.port}/echo")
+        said = (await said_by(*wrk)).decode()
+        asked = int(re.search(r"(\d+) requests in", said)[1])
+        assert "Non-2xx" not in said, said
+        assert "Socket errors" not in said, said
+        assert asked > 100
+        await rig.until(lambda: rig.busy() == 0)
+        assert set(rig.door.counters.responses) == {200}
+        assert asked <= rig.door.counters.requests_total <= asked + 8
+        assert sum(replica.accepted for replica in replicas) <= 2 * 8 + 8, "connections to replicas are kept"
 
     rig_once(scenario)
 

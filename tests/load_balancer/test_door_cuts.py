@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from tests.load_balancer.conftest import Replica, Request, Rig, Wire
+from tests.load_balancer.test_door_tls import certify
+
+from skyserve.model.service import Tls
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
@@ -50,8 +54,14 @@ DEATHS = {
 }
 
 
+@pytest.fixture(params=["plain", "tls"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Tls | None:
+    """How replicas speak: the same has to hold for both."""
+    return certify(tmp_path, "replica") if request.param == "tls" else None
+
+
 @pytest.mark.parametrize("name", DEATHS)
-def test_a_replica_is_killed(rig, name: str) -> None:
+def test_a_replica_is_killed(rig, files: Tls | None, name: str) -> None:
     death = DEATHS[name]
 
     async def scenario(rig: Rig) -> None:
@@ -62,7 +72,7 @@ def test_a_replica_is_killed(rig, name: str) -> None:
                 await asyncio.sleep(0.02)  # the bytes travel, and are not destroyed by the reset
             wire.reset()
 
-        victim, heir = await rig.replica(die), await rig.replica()
+        victim, heir = await rig.replica(die, files=files), await rig.replica(files=files)
         rig.settings(retry=death.retry)
         if death.said is None:
             await victim.stop()
@@ -92,10 +102,10 @@ async def a_part(wire: Wire, request: Request) -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("script", [silent, head_only, a_part])
-def test_a_client_is_killed_and_its_replica_hears_of_it_at_once(rig, script, reset: bool) -> None:
+def test_a_client_is_killed_and_its_replica_hears_of_it_at_once(rig, script, files: Tls | None, reset: bool) -> None:
     async def scenario(rig: Rig) -> None:
-        replica = await rig.replica(script)
-        other = await rig.replica(script)
+        replica = await rig.replica(script, files=files)
+        other = await rig.replica(script, files=files)
         rig.list(replica)
         taken = []
         for count in range(1, 6):

@@ -10,7 +10,7 @@ from tests.load_balancer.conftest import settled
 
 from skyserve.load_balancer import forward
 
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n"
 
 
 async def never(wire, request) -> None:

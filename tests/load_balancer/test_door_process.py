@@ -18,8 +18,15 @@ import pytest
 from skyserve.load_balancer.__main__ import EXIT_PORT_IN_USE
 from skyserve.load_balancer.wire import DoorReport, Hello, Stop, decode_report, encode_stop, encode_table
 from skyserve.model.routing import Endpoint, RoutingTable
+from skyserve.model.service import LoadBalancer
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def table(number: int, replicas: dict[int, str]) -> bytes:
+    """A table for a door of one process: what is tested here is that process. Several are in `test_door_workers.py`."""
+    rows = tuple(Endpoint(id_, address) for id_, address in replicas.items())
+    return encode_table(RoutingTable(number, settings=LoadBalancer(workers=1), endpoints=rows))
 
 
 class Controller:
@@ -143,13 +150,13 @@ def test_from_the_first_word_to_the_last(door: Process, replica: str) -> None:
     with socket.create_connection(("127.0.0.1", door.port), timeout=5.0) as waiting:
         waiting.sendall(GET)
         controller.hear_until(lambda report: report.load.held == 1)
-        controller.say(encode_table(RoutingTable(5, endpoints=(Endpoint(3, replica),))))
+        controller.say(table(5, {3: replica}))
         assert waiting.recv(65536).startswith(b"HTTP/1.1 200")
     report = controller.hear_until(lambda report: report.responses.get(200) == 1)
     assert (report.load.table, report.load.in_flight, report.load.requests_total) == (5, {3: 0}, 1)
 
     assert stat.S_IMODE((door.directory / "table.json").stat().st_mode) == 0o600
-    controller.say(encode_table(RoutingTable(5)))  # not newer: not obeyed
+    controller.say(table(5, {}))  # not newer: not obeyed
     assert door.ask().endswith(b"ok")
     second, hello = door.controller()
     assert hello.table == 5
@@ -166,7 +173,7 @@ def test_from_the_first_word_to_the_last(door: Process, replica: str) -> None:
 def test_a_door_without_a_controller_serves_on_from_its_last_table(door: Process, replica: str) -> None:
     process = door.start()
     controller, _ = door.controller()
-    controller.say(encode_table(RoutingTable(7, endpoints=(Endpoint(1, replica),))))
+    controller.say(table(7, {1: replica}))
     controller.hear_until(lambda report: report.load.table == 7)
     process.kill()
     process.wait()
@@ -200,7 +207,7 @@ def test_a_suspect_is_told_at_once(door: Process) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         door.start()
         controller, _ = door.controller()
-        controller.say(encode_table(RoutingTable(1, endpoints=(Endpoint(4, address),))))
+        controller.say(table(1, {4: address}))
         controller.hear_until(lambda report: report.load.table == 1)
         with socket.create_connection(("127.0.0.1", door.port)) as client:
             client.sendall(GET)
@@ -212,7 +219,7 @@ def test_a_suspect_is_told_at_once(door: Process) -> None:
 def test_metrics_are_there_for_who_asks_in_http(door: Process, replica: str) -> None:
     door.start()
     controller, _ = door.controller()
-    controller.say(encode_table(RoutingTable(5, endpoints=(Endpoint(3, replica),))))
+    controller.say(table(5, {3: replica}))
     controller.hear_until(lambda report: report.load.table == 5)
     for _ in range(3):
         assert door.ask().endswith(b"ok")
@@ -266,7 +273,7 @@ def numbers(text: str) -> dict[str, float]:
 def test_reports_to_one_controller_after_another_count_each_request_once(door: Process, replica: str) -> None:
     door.start()
     first, _ = door.controller()
-    first.say(encode_table(RoutingTable(1, endpoints=(Endpoint(3, replica),))))
+    first.say(table(1, {3: replica}))
     for asked in range(1, 4):
         assert door.ask().endswith(b"ok")
         first.hear_until(lambda report, asked=asked: report.load.requests_total == asked)
@@ -304,6 +311,7 @@ def test_it_imports_little() -> None:
             "model.service",
             "model.resources",
             "model.scaling",
+            "trust",
         ]
     }
     outside = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"skyserve"}

@@ -433,7 +433,7 @@ def test_an_answer_that_is_not_http_is_a_502(rig_once, answer: bytes) -> None:
 
     async def scenario(rig) -> None:
         replica = await rig.replica(script)
-        found = await rig.ask(GET)
+        found = await rig.ask(GET.replace(b"\r\n\r\n", b"\r\nAccept: application/json\r\n\r\n"))
         assert (found.status, b'"bad_gateway"' in found.body) == (502, True)
         assert len(replica.requests) == 1
 

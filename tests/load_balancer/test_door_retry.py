@@ -10,8 +10,8 @@ from tests.load_balancer.conftest import settled
 
 from skyserve.load_balancer import forward
 
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nContent-Length: 3\r\n\r\nabc"
 
 
 async def drop(wire, request) -> None:

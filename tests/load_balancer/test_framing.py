@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import h11
 import httptools
 import pytest
@@ -107,17 +109,24 @@ def read_request(data: bytes):
 
 @pytest.mark.parametrize("name", SMUGGLING)
 def test_smuggling_is_refused_and_the_connection_ends(rig_once, name: str) -> None:
+    """Whatever the head says besides: a client that speaks JSON is told so in JSON."""
     data, status = SMUGGLING[name]
+    speaks_json = data.replace(H, H + b"Accept: application/json\r\n", 1)
 
     async def scenario(rig) -> None:
         replica = await rig.replica()
-        client = await rig.client()
-        client.send(data + (b"GET /evil HTTP/1.1\r\nHost: x\r\n\r\n" if data.endswith(b"\r\n\r\n") else b""))
-        answer = await client.answer()
-        assert answer.status == status
-        assert answer.one("connection") == b"close"
-        assert b'"invalid_request_error"' in answer.body
-        assert await client.ended()
+        for sent in (data, speaks_json):
+            client = await rig.client()
+            client.send(sent + (b"GET /evil HTTP/1.1\r\nHost: x\r\n\r\n" if sent.endswith(b"\r\n\r\n") else b""))
+            answer = await client.answer()
+            assert answer.status == status
+            assert answer.one("connection") == b"close"
+            if sent is data:
+                assert answer.one("content-type") == b"text/plain; charset=utf-8"
+                assert re.fullmatch(rb"[ -~]+\n", answer.body)
+            elif H in data and status != 414:  # else its fields have not come when it is refused
+                assert b'"invalid_request_error"' in answer.body
+            assert await client.ended()
         assert replica.requests == []
 
     rig_once(scenario)

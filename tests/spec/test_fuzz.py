@@ -114,19 +114,22 @@ def tree(settings: list[tuple[tuple[str, str], object]]) -> dict[str, object]:
     balancer: dict[str, object] = {}
     rollout: dict[str, object] = {}
     tls: dict[str, object] = {"keyfile": "k", "certfile": "c"}
+    replica_tls: dict[str, object] = {}
     service: dict[str, object] = {
         "readiness_probe": probe,
         "replica_policy": policy,
         "load_balancer": balancer,
         "rollout": rollout,
         "tls": tls,
+        "replica_tls": replica_tls,
     }
     resources: dict[str, object] = {"ports": 80}
     workdir: dict[str, object] = {"url": "git@host:repo"}
     root: dict[str, object] = {"run": "x", "service": service, "resources": resources, "workdir": workdir}
     sections = {
         "": root, "service": service, "readiness_probe": probe, "replica_policy": policy, "load_balancer": balancer,
-        "custom_metric": metric, "schedules": schedule, "rollout": rollout, "tls": tls, "resources": resources,
+        "custom_metric": metric, "schedules": schedule, "rollout": rollout, "tls": tls, "replica_tls": replica_tls,
+        "resources": resources,
         "workdir": workdir,
     }  # fmt: skip
     for (section, key), value in settings:

@@ -8,7 +8,7 @@ import pytest
 
 from skyserve.errors import SpecError
 from skyserve.model.resources import Accelerator, Quantity, Resources
-from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ServiceSpec, Tls
+from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ReplicaTls, ServiceSpec, Tls
 from skyserve.spec.load import LoadedService, load_service
 from skyserve.spec.overrides import Overrides
 
@@ -72,6 +72,7 @@ def test_all_of_service() -> None:
     session_key: cookie:Sid
     workers: 2
   tls: {keyfile: ~/key.pem, certfile: ~/cert.pem}
+  replica_tls: {ca_file: ~/ca.pem, server_name: replica.internal}
 """,
         resources="{ports: [8080-8082], use_spot: true}",
     )
@@ -99,6 +100,21 @@ def test_all_of_service() -> None:
     assert spec.load_balancing_policy == "instance_aware_least_load"
     assert spec.load_balancer == LoadBalancer("redirect", 60, 0, 1, "idempotent", 1.5, 6, 7, 8, 0.5, 9, "cookie:Sid", 2)
     assert spec.tls == Tls("~/key.pem", "~/cert.pem")
+    assert spec.replica_tls == ReplicaTls(True, "~/ca.pem", "replica.internal")
+
+
+@pytest.mark.parametrize(
+    ("written", "tls"),
+    [
+        ("", None),
+        ("{}", ReplicaTls()),
+        ("{verify: false}", ReplicaTls(verify=False)),
+        ("{verify: false, server_name: a.b}", ReplicaTls(verify=False, server_name="a.b")),
+        ("{ca_file: ca.pem}", ReplicaTls(ca_file="ca.pem")),
+    ],
+)
+def test_replicas_may_speak_tls(written: str, tls: ReplicaTls | None) -> None:
+    assert spec_of(service=f"{{replica_tls: {written}}}").replica_tls == tls
 
 
 def test_all_of_resources() -> None:

@@ -186,6 +186,8 @@ def test_a_missing_section_is_answered_with_what_a_file_needs() -> None:
         (service("load_balancer: {stream_timeout_seconds: 0}"), "must be a number above 0"),
         (service("load_balancer: {queue_size: -1}"), "must be a whole number of 0 or more"),
         (service("tls: {keyfile: a}"), "`service.tls.certfile` is missing"),
+        (service("replica_tls: {verify: false, ca_file: a}"), "has no effect with `verify: false`"),
+        (service("replica_tls: {server_name: https://a}"), "must be a host name"),
         (service("tls: {certfile: a}"), "`service.tls.keyfile` is missing"),
         (service("ports: 0"), "`service.ports` must be a whole number from 1 to 65535"),
         (service("ports: 8081"), "`service.ports` is 8081, which `resources.ports` does not open"),

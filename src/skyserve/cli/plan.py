@@ -65,12 +65,15 @@ def anchored(spec: ServiceSpec, here: Path) -> ServiceSpec:
             raise SpecError(f"`{key}`: there is no {found}", hint="relative paths begin at the current directory")
         return str(found.resolve())
 
-    tls = spec.tls
+    tls, trust = spec.tls, spec.replica_tls
     return replace(
         spec,
         workdir=absolute("workdir", spec.workdir) if spec.workdir else None,
         file_mounts={there: absolute("file_mounts", path) for there, path in spec.file_mounts.items()},
         tls=Tls(absolute("tls.keyfile", tls.keyfile), absolute("tls.certfile", tls.certfile)) if tls else None,
+        replica_tls=replace(trust, ca_file=absolute("replica_tls.ca_file", trust.ca_file))
+        if trust and trust.ca_file
+        else trust,
     )
 
 

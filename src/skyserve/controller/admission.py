@@ -11,10 +11,11 @@ from skyserve.config import ENDPOINT_PORTS
 from skyserve.controller.offers import Offered
 from skyserve.errors import Infeasible, UsageError
 from skyserve.model.offering import CapacityType
-from skyserve.model.service import ServiceSpec, Tls
+from skyserve.model.service import ReplicaTls, ServiceSpec, Tls
 from skyserve.providers.base import Provider
 from skyserve.spec.fields import SERVICE_NAME, SERVICE_NAME_FORM
 from skyserve.spec.listening import PORT_VARIABLE, asks_for_its_port, hard_codes_port
+from skyserve.trust import context_for
 
 
 def refuse_impossible(spec: ServiceSpec) -> None:
@@ -31,6 +32,8 @@ def refuse_impossible(spec: ServiceSpec) -> None:
         )
     if spec.tls is not None:
         _refuse_certificate(spec.tls)
+    if spec.replica_tls is not None:
+        _refuse_authority(spec.replica_tls)
 
 
 def _refuse_certificate(tls: Tls) -> None:
@@ -40,6 +43,16 @@ def _refuse_certificate(tls: Tls) -> None:
         raise UsageError(
             f"tls: {tls.keyfile} and {tls.certfile} cannot be used: {error}",
             hint="give a PEM key without a passphrase and the chain of its certificate, on the controller's machine",
+        ) from error
+
+
+def _refuse_authority(tls: ReplicaTls) -> None:
+    try:
+        context_for(tls)
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(
+            f"replica_tls: {tls.ca_file} cannot be used: {error}",
+            hint="give certificates in PEM, on the controller's machine",
         ) from error
 
 

@@ -204,11 +204,11 @@ class Door:
             os.close(descriptor)
 
     def _kill(self) -> None:
+        """End the door's processes at once: one of its workers may hang as well, and would keep the port."""
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+            _kill_group(self._process.pid)
         if self._pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+            _kill_group(self._pid)
             self._pid = None
 
     async def stop(self) -> None:
@@ -232,6 +232,12 @@ class Door:
         if self._process is not None:
             return self._process.poll() is None
         return self._place.socket.exists()
+
+
+def _kill_group(pid: int) -> None:
+    for kill in (os.killpg, os.kill):  # a door that was started here leads the group of its workers
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
 
 
 def _matters(before: LoadReport, after: LoadReport) -> bool:

@@ -195,7 +195,7 @@ def _probe(world: World, observation: Observation, plan: Plan) -> None:
 def _question(world: World, tag: str, spec: ServiceSpec, version: int, endpoint: str) -> Question:
     """What a replica of a version is asked."""
     secrets = world.secrets.get(tag, version) if spec.secrets else {}
-    return question(endpoint, spec.readiness_probe, {**spec.envs, **secrets})
+    return question(endpoint, spec.readiness_probe, {**spec.envs, **secrets}, spec.replica_tls)
 
 
 def _scrape(world: World, observation: Observation, plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,8 +12,9 @@ import aiohttp
 from skyserve.clock import Clock, sleep_unless
 from skyserve.model.evidence import ProbeResult
 from skyserve.model.replica import Replica, ReplicaStatus
-from skyserve.model.service import ReadinessProbe
+from skyserve.model.service import ReadinessProbe, ReplicaTls
 from skyserve.spec.substitute import substitute, substitute_json
+from skyserve.trust import context_for
 
 FIRST_INTERVAL_S = 0.25
 """A replica that starts or has stumbled is asked this soon again; the longer it takes, the more seldom."""
@@ -32,9 +34,12 @@ class Question:
     headers: Mapping[str, str] = field(repr=False)
     timeout_s: float
     interval_s: float
+    tls: ReplicaTls | None = None
 
 
-def question(endpoint: str, probe: ReadinessProbe, values: Mapping[str, str]) -> Question:
+def question(
+    endpoint: str, probe: ReadinessProbe, values: Mapping[str, str], tls: ReplicaTls | None = None
+) -> Question:
     """A spec's probe for one endpoint, with envs and secrets filled in."""
     headers = {name: substitute(value, values) for name, value in probe.headers.items()}
     body = None
@@ -43,7 +48,7 @@ def question(endpoint: str, probe: ReadinessProbe, values: Mapping[str, str]) ->
         if not any(name.lower() == "content-type" for name in headers):
             headers["Content-Type"] = "application/json"
     timeout_s, interval_s = probe.timeout_seconds, probe.endpoint_probe_interval_seconds
-    return Question(endpoint, probe.path, body, headers, timeout_s, interval_s)
+    return Question(endpoint, probe.path, body, headers, timeout_s, interval_s, tls)
 
 
 class Prober:
@@ -107,23 +112,35 @@ class Prober:
 
 async def ask(session: aiohttp.ClientSession, asked: Question) -> tuple[bool, str]:
     """One probe: whether the answer was 200, and in words what it was instead."""
-    method = "GET" if asked.body is None else "POST"
+    method, tls = "GET" if asked.body is None else "POST", asked.tls
     try:
         async with session.request(
             method,
-            f"http://{asked.endpoint}{asked.path}",
+            f"{'https' if tls else 'http'}://{asked.endpoint}{asked.path}",
             data=asked.body,
             headers=asked.headers,
             timeout=aiohttp.ClientTimeout(total=asked.timeout_s),
             allow_redirects=False,
+            ssl=context_for(tls) if tls else True,
+            server_hostname=tls.server_name if tls else None,
         ) as response:
             return response.status == 200, f"{method} {asked.path} answered {response.status}"
     except TimeoutError:
         return False, f"{method} {asked.path} took longer than {asked.timeout_s:g}s"
+    except aiohttp.ClientSSLError as error:
+        return False, f"no TLS with {asked.endpoint}: {_why_not(error)}"
     except aiohttp.ClientConnectorError:
         return False, f"nothing accepts connections at {asked.endpoint}"
     except (aiohttp.ClientError, OSError, ValueError) as error:
         return False, f"{method} {asked.path} failed: {type(error).__name__}"
+
+
+def _why_not(error: aiohttp.ClientSSLError) -> str:
+    """What was wrong with a handshake, in few words."""
+    cause = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error.os_error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {cause.verify_message}"
+    return str(getattr(cause, "reason", None) or cause).lower().replace("_", " ")
 
 
 def probed(replicas: tuple[Replica, ...]) -> list[tuple[Replica, str]]:

@@ -45,7 +45,7 @@ def service_view(state: ServiceState, *, host: str, now: float, load: LoadReport
         created_at=state.created_at,
         note=trouble or state.note,
         kind=latest.kind.value,
-        replicas=tuple(_replica_view(state.name, r, in_flight) for r in sorted(state.replicas, key=lambda r: r.id)),
+        replicas=tuple(_replica_view(state, r, in_flight) for r in sorted(state.replicas, key=lambda r: r.id)),
         rollout=_rollout_view(state),
         rejected=tuple(RejectedView(r.version, r.at, r.why, r.detail) for r in state.memory.rollout.rejected),
     )
@@ -76,14 +76,15 @@ def _rollout_view(state: ServiceState) -> RolloutView | None:
     )
 
 
-def _replica_view(service: str, replica: Replica, in_flight: Mapping[int, int] | None) -> ReplicaView:
+def _replica_view(state: ServiceState, replica: Replica, in_flight: Mapping[int, int] | None) -> ReplicaView:
     offering = replica.offering
+    scheme = "https" if state.specs[replica.version].replica_tls else "http"
     return ReplicaView(
-        service_name=service,
+        service_name=state.name,
         id=replica.id,
         version=replica.version,
         status=replica.display_status,
-        endpoint=f"http://{replica.endpoint}" if replica.endpoint else None,
+        endpoint=f"{scheme}://{replica.endpoint}" if replica.endpoint else None,
         launched_at=replica.created_at,
         infra=str(offering.location) if offering else "-",
         resources=_offering_text(offering) if offering else "-",

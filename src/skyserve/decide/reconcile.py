@@ -187,10 +187,11 @@ def _endpoints(draft: Draft) -> tuple[Endpoint, ...]:
     for replica in draft.replicas:
         if replica.endpoint is None:
             continue
+        spec = draft.o.specs[replica.version]
         if replica.status is ReplicaStatus.READY and replica.version in routed:
-            spec = draft.o.specs[replica.version]
             weight = optimize.weight(replica.offering, spec)
-            rows.append(Endpoint(replica.id, replica.endpoint, weight, version=replica.version))
+            rows.append(Endpoint(replica.id, replica.endpoint, weight, version=replica.version, tls=spec.replica_tls))
         elif replica.status in (ReplicaStatus.READY, ReplicaStatus.NOT_READY, ReplicaStatus.DRAINING):
-            rows.append(Endpoint(replica.id, replica.endpoint, draining=True, version=replica.version))
+            leaves = Endpoint(replica.id, replica.endpoint, draining=True, version=replica.version)
+            rows.append(replace(leaves, tls=spec.replica_tls))
     return tuple(rows)

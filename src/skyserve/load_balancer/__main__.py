@@ -22,6 +22,7 @@ from random import Random
 
 from skyserve.load_balancer import worker
 from skyserve.load_balancer.board import Board, new_board
+from skyserve.load_balancer.cpus import usual_workers
 from skyserve.load_balancer.crew import Crew
 from skyserve.load_balancer.door import Door
 from skyserve.load_balancer.server import Server, open_listener
@@ -39,6 +40,9 @@ OTHER_FILES = 64
 """Descriptors left for the log, the admin socket and the loop, and for a few idle connections to replicas."""
 
 MANY_FILES = 1_000_000
+
+PLENTY_OF_FILES = 65_536
+"""Descriptors that are asked for where the limit is lower, and granted to who may raise it, such as most roots."""
 
 logger = logging.getLogger("skyserve.load_balancer")
 
@@ -80,7 +84,7 @@ async def _serve(options: argparse.Namespace, files: int, listener: socket.socke
     tables = TableFile(directory)
     port: int = listener.getsockname()[1]
     admin = AdminServer(door, tables, port, server.stop)
-    crew = admin.crew = Crew(_worker_command(options, port), new_board(), admin.report_soon)
+    crew = admin.crew = Crew(_worker_command(options, port), new_board(), admin.report_soon, usual_workers())
     kept = tables.load()
     if kept is not None:
         admin.obey(kept)
@@ -144,8 +148,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 def _raise_file_limit() -> int:
     """Each client takes two descriptors, its own and a replica's; take all that we may have, and say how many."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for wanted in (hard, PLENTY_OF_FILES):
+        if wanted == hard or resource.RLIM_INFINITY != hard < wanted:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MANY_FILES if soft == resource.RLIM_INFINITY else soft
 

@@ -23,6 +23,9 @@ from skyserve.model.routing import RoutingTable
 PATIENCE_S = 2.0
 """How long a worker may take to end when its grace is over."""
 
+SILENCE = 5
+"""Looks at a worker that has been heard before, without a word of it since, after which it is taken for hanging."""
+
 RESPAWN_S = 1.0
 """Pause before a worker that ended by itself is followed by another."""
 
@@ -30,12 +33,14 @@ logger = logging.getLogger("skyserve.load_balancer")
 
 
 class Crew:
-    """All workers but the first. `command` starts one; `on_news` is called when one has said something."""
+    """All workers but the first. `command` starts one; `on_news` is called when one has said something. There are as
+    many workers as the table says, or as `usual` when it does not."""
 
-    def __init__(self, command: list[str], board: Board, on_news: Callable[[], None]) -> None:
+    def __init__(self, command: list[str], board: Board, on_news: Callable[[], None], usual: int = 1) -> None:
         self._command = command
         self._board = board
         self._on_news = on_news
+        self._usual = usual
         self._members: dict[int, Member] = {}
         self._wanted = 0
         self._table: RoutingTable | None = None
@@ -53,18 +58,16 @@ class Crew:
 
     def share(self, table: RoutingTable) -> RoutingTable:
         """The table as each worker gets it: all of them together hold as many requests as the service may."""
-        workers = _workers(table)
-        if workers == 1:
-            return table
+        workers = self._workers(table)
         size = math.ceil(table.settings.queue_size / workers)
-        return replace(table, settings=replace(table.settings, queue_size=size))
+        return replace(table, settings=replace(table.settings, queue_size=size, workers=workers))
 
     def follow(self, table: RoutingTable) -> None:
         """Have as many workers as the table says, and tell it to them."""
         if self._stopping:
             return
         self._table = table
-        self._wanted = _workers(table) - 1
+        self._wanted = self._workers(table) - 1
         for index in range(1, self._wanted + 1):
             if index not in self._members:
                 self._start(index)
@@ -113,8 +116,17 @@ class Crew:
         """The numbers for operators, of each."""
         return [member.samples for member in self._members.values()]
 
+    def look(self) -> None:
+        """To be called as often as they report. One that hangs is killed: the kernel goes on giving it connections."""
+        for member in self._members.values():
+            member.looks += member.report is not None
+            if member.looks > SILENCE:
+                logger.error("worker %d hangs and is killed", member.index)
+                member.process.kill()
+
     def heard(self, member: Member, line: bytes) -> None:
         """One of them said something. Raises wire.BadWord."""
+        member.looks = 0
         if wire.is_samples(line):
             member.samples = wire.decode_samples(line)
             return
@@ -137,6 +149,9 @@ class Crew:
             logger.warning("worker %d ended and is replaced", member.index)
             self._loop.call_later(RESPAWN_S, self._again)
         self._on_news()
+
+    def _workers(self, table: RoutingTable) -> int:
+        return max(1, min(table.settings.workers or self._usual, MOST_WORKERS))
 
     def _again(self) -> None:
         if self._table is not None:
@@ -166,12 +181,13 @@ class Crew:
 
 
 class Member(asyncio.Protocol):
-    """One worker, at the first one's end of its channel."""
+    """One worker, at the first one's end of its channel. `looks`: those at it since it was last heard."""
 
     def __init__(self, crew: Crew, index: int, process: subprocess.Popen[bytes]) -> None:
         self.index = index
         self.process = process
         self.report: wire.DoorReport | None = None
+        self.looks = 0
         self.samples: list[wire.Sample] = []
         self.joining: asyncio.Task[None] | None = None
         self._crew = crew
@@ -204,10 +220,6 @@ class Member(asyncio.Protocol):
             self._unsaid.append(line)
         else:
             self._transport.write(line)
-
-
-def _workers(table: RoutingTable) -> int:
-    return max(1, min(table.settings.workers, MOST_WORKERS))
 
 
 def _sum(counts: Iterable[object]) -> Counter[int]:

@@ -12,7 +12,14 @@ from typing import Protocol
 from skyserve.load_balancer.answer import Answer, whole_answer
 from skyserve.load_balancer.door import Door, Page
 from skyserve.load_balancer.framing import BadMessage, Body, RequestHead, ResponseHead, UntilCloseBody, request_body
-from skyserve.load_balancer.headers import error_bytes, redirect_bytes, request_bytes, response_bytes
+from skyserve.load_balancer.headers import (
+    Failure,
+    error_bytes,
+    redirect_bytes,
+    request_bytes,
+    response_bytes,
+    speaks_json,
+)
 from skyserve.load_balancer.pool import IDLE_LIMIT_S
 from skyserve.load_balancer.upstream import UpstreamConnection, connect
 
@@ -55,8 +62,8 @@ class Client(Protocol):
         """Send bytes."""
         ...
 
-    def half_close(self) -> None:
-        """Send no more, but read on."""
+    def half_close(self) -> bool:
+        """Send no more, but read on; False where TLS has no word for that."""
         ...
 
     def over(self, *, keep: bool) -> None:
@@ -163,15 +170,13 @@ class Exchange:
         counters = self._door.counters
         counters.responded(status)
         counters.whole.observe(self._door.time() - self._started_at)
-        connection = self._connection_word(keep=keep)
+        head = self._head
         self._client.write(
             error_bytes(
-                status,
-                code,
-                message,
-                connection=connection,
-                retry_after_s=retry_after_s,
-                with_body=self._head.method != b"HEAD",
+                Failure(status, code, message, retry_after_s),
+                json=speaks_json(head.target, head.fields),
+                connection=self._connection_word(keep=keep),
+                with_body=head.method != b"HEAD",
             )
         )
         self._client.over(keep=keep)
@@ -195,13 +200,14 @@ class Exchange:
         self._door.counters.clients_gone += 1
         self._leave(reuse=False)
 
-    def client_eof(self) -> None:
-        """In a tunnel, the client sends no more."""
+    def client_eof(self, *, leaves: bool) -> None:
+        """In a tunnel, the client sends no more; it also `leaves` where it cannot do the one without the other."""
         self._client_ended = True
-        if self._upstream_ended:
+        connection = self._connection
+        if self._upstream_ended or leaves or (connection is not None and not connection.can_half_close):
             self._close_tunnel()
-        elif self._connection is not None:
-            self._connection.transport.write_eof()
+        elif connection is not None:
+            connection.transport.write_eof()
 
     def client_full(self) -> None:
         """The client reads too slowly, or fast enough again."""
@@ -324,8 +330,9 @@ class Exchange:
 
     def _redirect(self, page: Page) -> None:
         keep = self._keep()
+        word = self._connection_word(keep=keep)
         self._door.counters.responded(307)
-        self._client.write(redirect_bytes(page.address, self._head.target, connection=self._connection_word(keep=keep)))
+        self._client.write(redirect_bytes(page.address, self._head.target, tls=page.tls is not None, connection=word))
         self._client.over(keep=keep)
 
     def _connect(self, page: Page) -> None:
@@ -409,8 +416,8 @@ class Exchange:
         """See Carried."""
         if self.tunnel and not self._client_ended:
             self._upstream_ended = True
-            self._client.half_close()
-            return True
+            if self._client.half_close():
+                return True
         self.upstream_lost(clean=True)
         return False
 

@@ -5,9 +5,11 @@ Pure: values in, bytes out. It must not know sockets or replicas' states.
 
 from __future__ import annotations
 
-import json
+import re
+from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
+from json import dumps
 
 from skyserve.load_balancer.framing import RequestHead, ResponseHead
 
@@ -18,6 +20,9 @@ REMEMBERED = 255
 """Bytes of a host for which the forwarding fields are kept; longer ones are nobody's, and would fill the memory."""
 
 _FORWARDING = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"))
+
+_API = b"/v1/"
+_SAYS_JSON = re.compile(rb"\r\n(?:accept|content-type):[^\r\n]*json", re.IGNORECASE)
 
 _ERROR_TYPES = {429: "rate_limit_error", 502: "server_error", 503: "server_error", 504: "server_error"}
 
@@ -104,22 +109,54 @@ def _without(fields: bytes, named: frozenset[bytes]) -> bytes:
     return b"".join(b"\r\n" + line for line in lines if line.partition(b":")[0].lower() not in dropped)
 
 
-def error_bytes(
-    status: int, code: str, message: str, *, connection: bytes, retry_after_s: int | None, with_body: bool
-) -> bytes:
-    """An error of the door itself, in the shape that clients of LLM servers parse."""
-    kind = _ERROR_TYPES.get(status, "invalid_request_error")
-    body = json.dumps({"error": {"message": message, "type": kind, "code": code}}).encode()
-    head = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\n" % (status, HTTPStatus(status).phrase.encode())
-    if retry_after_s is not None:
-        head += b"Retry-After: %d\r\n" % retry_after_s
+def speaks_json(target: bytes, fields: bytes) -> bool:
+    """Whether a client reads JSON: it sends some, accepts some, or uses the API that speaks it. `fields` are the lines
+    of its request's fields, each behind a line end."""
+    return target.startswith(_API) or _SAYS_JSON.search(fields) is not None
+
+
+def began_in_json(data: bytes) -> bool:
+    """The same of a request that is not understood: by as much of its head as there is."""
+    head = data.lstrip(b"\r\n").partition(b"\r\n\r\n")[0]
+    return speaks_json(head.partition(b" ")[2], head)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error of the door itself: a status, a word for programs, a sentence for people."""
+
+    status: int
+    code: str
+    message: str
+    retry_after_s: int | None = None
+
+
+def error_bytes(failure: Failure, *, json: bool, connection: bytes, with_body: bool) -> bytes:
+    """The error in the shape that clients of LLM servers parse, or as the sentence alone."""
+    head = b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\n" % (
+        failure.status,
+        HTTPStatus(failure.status).phrase.encode(),
+        b"application/json" if json else b"text/plain; charset=utf-8",
+    )
+    body = _error_json(failure) if json else f"{failure.message}\n".encode()
+    if failure.retry_after_s is not None:
+        head += b"Retry-After: %d\r\n" % failure.retry_after_s
     return _own(head, connection, body, with_body=with_body)
 
 
-def redirect_bytes(address: str, target: bytes, *, connection: bytes) -> bytes:
+def _error_json(failure: Failure) -> bytes:
+    kind = _ERROR_TYPES.get(failure.status, "invalid_request_error")
+    return dumps({"error": {"message": failure.message, "type": kind, "code": failure.code}}).encode()
+
+
+def redirect_bytes(address: str, target: bytes, *, tls: bool, connection: bytes) -> bytes:
     """A 307 to the replica at `address`."""
     path = target if target.startswith(b"/") else b"/"
-    head = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://%b%b\r\n" % (address.encode(), path)
+    head = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: %b://%b%b\r\n" % (
+        b"https" if tls else b"http",
+        address.encode(),
+        path,
+    )
     return _own(head, connection, b"", with_body=False)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from skyserve.load_balancer.board import Board
+from skyserve.load_balancer.board import Board, read_verdict, verdict
 from skyserve.model.routing import Endpoint
 
 IDLE_LIMIT_S = 4.0
@@ -42,7 +42,8 @@ Conn = TypeVar("Conn", bound=Closable)
 class Upstream(Generic[Conn]):
     """The door's page on one replica. Policies read it; only the pool writes it.
 
-    `in_flight` are the requests of all workers, as far as is known here; `own` are those of this one.
+    `in_flight` are the requests of all workers, as far as is known here; `own` are those of this one. `heard` is what
+    was last said about it among them.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Upstream(Generic[Conn]):
         "ejected_until",
         "ejection_s",
         "ewma_s",
+        "heard",
         "idle",
         "in_flight",
         "listed_at",
@@ -61,6 +63,7 @@ class Upstream(Generic[Conn]):
         "replica_id",
         "strikes",
         "suspect",
+        "tls",
         "trial",
         "weight",
     )
@@ -69,6 +72,7 @@ class Upstream(Generic[Conn]):
         self.listed_at = now
         self.replica_id = row.replica_id
         self.address = row.address
+        self.tls = row.tls
         self.weight = row.weight
         self.draining = row.draining
         self.removed = False
@@ -76,6 +80,7 @@ class Upstream(Generic[Conn]):
         self.own = 0
         self.ewma_s = 0.0
         self.accepted_at = float("-inf")
+        self.heard = 0
         self.idle: list[Conn] = []
         self.forgive()
 
@@ -115,15 +120,19 @@ class Pool(Generic[Conn]):
         self._slow_start_s = 0.0
         self._warm_at = 0.0
         self._board: Board | None = None
+        self._news = b""
 
     def share(self, board: Board | None) -> None:
-        """Tell other workers what is in flight here, and hear it of them. None: there are no others."""
+        """Tell other workers what is in flight here and who is ejected, and hear it of them. None: there are none."""
+        joins = board is not self._board
         self._board = board
         for page in self._pages.values():
             if board is None:
                 page.in_flight = page.own
             else:
                 board.write(page.replica_id, page.own)
+                if joins:
+                    page.heard = board.told(page.replica_id)
 
     def limit(self, most: int | None, slow_start_s: float) -> None:
         """Give no replica more than `most` requests at once, and a new one its full share only after a while."""
@@ -150,15 +159,16 @@ class Pool(Generic[Conn]):
                 self._drop_idle(page)
                 self._forget_if_gone(page)
         for row in listed.values():
-            page = self._pages.setdefault(row.replica_id, Upstream(row, now))
-            if page.leaving or page.address != row.address:
-                page.forgive()
-            if row.draining or page.address != row.address:
+            page = self._pages.get(row.replica_id) or self._new_page(row, now)
+            moved = (page.address, page.tls) != (row.address, row.tls)
+            if page.leaving or moved:
+                self._start_afresh(page)
+            if row.draining or moved:
                 self._drop_idle(page)
-            if (page.leaving and not row.draining) or page.address != row.address:
+            if (page.leaving and not row.draining) or moved:
                 page.listed_at = now
             page.removed = False
-            page.address, page.weight, page.draining = row.address, row.weight, row.draining
+            page.address, page.tls, page.weight, page.draining = row.address, row.tls, row.weight, row.draining
         self._routable = tuple(self._pages[id_] for id_ in sorted(listed) if not self._pages[id_].draining)
         self._warm_at = self._slow_start_s + max((page.listed_at for page in self._routable), default=0.0)
         self._count_ejected()
@@ -178,8 +188,7 @@ class Pool(Generic[Conn]):
         that is there would be in vain.
         """
         if self._board is not None:
-            for page in self._routable:
-                page.in_flight = self._board.total(page.replica_id)
+            self._look_at(self._board)
         if not self._ejected and not tried and self._most is None:
             return self._routable if now >= self._warm_at else self._warm_enough(self._routable, now)
         untried = self.last_resort(tried)
@@ -215,6 +224,7 @@ class Pool(Generic[Conn]):
             self._board.write(page.replica_id, page.own)
         if page.ejected_until and now >= page.ejected_until:
             page.trial = True
+            self._tell(page, verdict(now + EJECTION_S, page.ejection_s, refuses=page.refuses))
 
     def leave(self, page: Upstream[Conn]) -> None:
         """A request has left this replica, one way or another."""
@@ -305,12 +315,58 @@ class Pool(Generic[Conn]):
         page.ejection_s = min(EJECTION_MAX_S, page.ejection_s * 2 or EJECTION_S)
         page.ejected_until = now + page.ejection_s
         self.ejections += 1
+        self._tell(page, verdict(page.ejected_until, page.ejection_s, refuses=page.refuses))
         self._drop_idle(page)
         self._count_ejected()
 
     def _forgive(self, page: Upstream[Conn]) -> None:
+        if page.ejected_until:
+            self._tell(page, 0)
         page.forgive()
         self._count_ejected()
+
+    def _new_page(self, row: Endpoint, now: float) -> Upstream[Conn]:
+        page: Upstream[Conn] = Upstream(row, now)
+        self._pages[row.replica_id] = page
+        self._start_afresh(page)
+        return page
+
+    def _start_afresh(self, page: Upstream[Conn]) -> None:
+        """Forget what was held against it; what was said before now concerns it no more."""
+        page.forgive()
+        if self._board is not None:
+            page.heard = self._board.told(page.replica_id)
+
+    def _look_at(self, board: Board) -> None:
+        """See what other workers have in flight, and whom they have found not to be well, or well again."""
+        for page in self._routable:
+            page.in_flight = board.total(page.replica_id)
+        news = board.news()
+        if news == self._news:
+            return
+        self._news = news
+        for page in self._routable:
+            said = board.told(page.replica_id)
+            if said != page.heard:
+                page.heard = said
+                self._believe(page, said)
+        self._count_ejected()
+
+    def _believe(self, page: Upstream[Conn], said: int) -> None:
+        """Take over another worker's verdict. The controller has heard of it from that one."""
+        if not said:
+            page.forgive()
+            return
+        page.ejected_until, page.ejection_s, page.refuses = read_verdict(said)
+        page.suspect, page.trial = True, False
+        if not page.refuses:
+            page.strikes = STRIKES
+        self._drop_idle(page)
+
+    def _tell(self, page: Upstream[Conn], said: int) -> None:
+        if self._board is not None:
+            page.heard = said
+            self._board.tell(page.replica_id, said)
 
     def _count_ejected(self) -> None:
         self._ejected = sum(1 for page in self._routable if page.ejected_until)

@@ -23,7 +23,7 @@ from skyserve.load_balancer.framing import (
     parse_request_head,
     without_blank_lines,
 )
-from skyserve.load_balancer.headers import error_bytes
+from skyserve.load_balancer.headers import Failure, began_in_json, error_bytes
 from skyserve.load_balancer.tls import Certificate
 from skyserve.load_balancer.upstream import WRITE_BUFFER, set_options
 
@@ -149,8 +149,9 @@ class ClientConnection(asyncio.Protocol):
         if exchange is None:
             return False
         if exchange.tunnel:
-            exchange.client_eof()
-            return True
+            stays = self._transport.can_write_eof()
+            exchange.client_eof(leaves=not stays)
+            return stays
         self._vanish()
         return False
 
@@ -182,10 +183,12 @@ class ClientConnection(asyncio.Protocol):
         """See Client."""
         self._transport.write(data)
 
-    def half_close(self) -> None:
+    def half_close(self) -> bool:
         """See Client."""
-        if self._transport.can_write_eof():
+        able = self._transport.can_write_eof()
+        if able:
             self._transport.write_eof()
+        return able
 
     def over(self, *, keep: bool) -> None:
         """See Client."""
@@ -297,7 +300,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _reject(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
         self._door.counters.responded(status)
-        self.write(error_bytes(status, code, message, connection=b"close", retry_after_s=retry_after_s, with_body=True))
+        failure = Failure(status, code, message, retry_after_s)
+        self.write(error_bytes(failure, json=began_in_json(self._ahead), connection=b"close", with_body=True))
         self._linger()
 
     def _linger(self) -> None:

@@ -159,6 +159,8 @@ class AdminServer:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(REPORT_S, self._tick)
+        if self.crew is not None:
+            self.crew.look()
         self._report()
 
     def _report(self) -> None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from typing import Protocol, cast
 
 from skyserve.load_balancer.pool import Pool, Upstream
+from skyserve.trust import context_for
 
 WRITE_BUFFER = 256 * 1024
 """Bytes that may wait for a slow reader before the other side is no longer read."""
+
+logger = logging.getLogger("skyserve.load_balancer")
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
@@ -70,13 +74,13 @@ class UpstreamConnection(asyncio.Protocol):
         """See asyncio."""
         self._eof = True
         if self.carried is not None:
-            return self.carried.upstream_eof()
+            return self.carried.upstream_eof() and self.can_half_close
         self._retire()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
-        if self.carried is not None and exc is not None:
+        if self.carried is not None and exc is not None and self.can_half_close:
             self._hear_last_words(self.carried)
         if self.carried is not None:
             self.carried.upstream_lost(clean=self._eof and exc is None)
@@ -110,6 +114,11 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether the replica's bytes are being read."""
         return not self._paused
 
+    @property
+    def can_half_close(self) -> bool:
+        """Whether one side can end alone, for which TLS has no word; nor can what the kernel still has be read then."""
+        return self.transport.can_write_eof()
+
     def reusable(self) -> bool:
         """Nothing is left over from the last exchange."""
         return not (self._eof or self.transport.is_closing() or self.transport.get_write_buffer_size())
@@ -134,13 +143,21 @@ class UpstreamConnection(asyncio.Protocol):
 async def connect(
     pool: Pool[UpstreamConnection], page: Upstream[UpstreamConnection], timeout_s: float
 ) -> UpstreamConnection:
-    """A new connection to a replica. Raises OSError when it refuses or cannot be reached within `timeout_s`."""
-    host, _, port = page.address.rpartition(":")
+    """A new connection to a replica, the handshake of TLS included. Raises OSError when it refuses, does not prove who
+    it is, or cannot be reached within `timeout_s`."""
+    name, _, port = page.address.rpartition(":")
+    host, tls = name.strip("[]"), page.tls
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(timeout_s):
-        _, connection = await loop.create_connection(
-            lambda: UpstreamConnection(pool, page), host.strip("[]"), int(port)
-        )
+    try:
+        context, server_name = (context_for(tls), tls.server_name or host) if tls else (None, None)
+        async with asyncio.timeout(timeout_s):
+            _, connection = await loop.create_connection(
+                lambda: UpstreamConnection(pool, page), host, int(port), ssl=context, server_hostname=server_name
+            )
+    except OSError as error:
+        if tls and not page.refuses and not isinstance(error, ConnectionError | TimeoutError):
+            logger.warning("replica %d: no TLS with %s: %s", page.replica_id, page.address, error)
+        raise
     return connection
 
 

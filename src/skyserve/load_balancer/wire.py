@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 
 from skyserve.model.evidence import LoadReport, VersionAnswers
 from skyserve.model.routing import Endpoint, RoutingTable
-from skyserve.model.service import LoadBalancer, Tls
+from skyserve.model.service import LoadBalancer, ReplicaTls, Tls
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+):[0-9]{1,5}")
 
@@ -190,7 +190,7 @@ def _tls(word: Mapping[str, object]) -> Tls:
 
 def _settings(word: Mapping[str, object]) -> LoadBalancer:
     default = LoadBalancer()
-    most = word.get("max_concurrency_per_replica")
+    most, workers = word.get("max_concurrency_per_replica"), word.get("workers")
     return LoadBalancer(
         mode=_one_of(word.get("mode", default.mode), "proxy", "redirect"),
         stream_timeout_seconds=_number_or_none(word.get("stream_timeout_seconds")),
@@ -204,7 +204,7 @@ def _settings(word: Mapping[str, object]) -> LoadBalancer:
         max_body_mib=_number_or_none(word.get("max_body_mib")),
         slow_start_seconds=_number(word.get("slow_start_seconds", default.slow_start_seconds)),
         session_key=str(word.get("session_key", default.session_key)),
-        workers=_whole(word.get("workers", default.workers)),
+        workers=None if workers is None else _whole(workers),
     )
 
 
@@ -214,8 +214,24 @@ def _endpoint(word: Mapping[str, object]) -> Endpoint:
         raise BadWord(f"address {address!r} is not host:port")
     if weight <= 0:
         raise BadWord(f"weight {weight} is not positive")
-    version = _whole(word.get("version", 0))
-    return Endpoint(_whole(word["replica_id"]), address, weight, word.get("draining") is True, version)
+    tls = word.get("tls")
+    return Endpoint(
+        _whole(word["replica_id"]),
+        address,
+        weight,
+        word.get("draining") is True,
+        None if tls is None else _replica_tls(_mapping(tls)),
+        _whole(word.get("version", 0)),
+    )
+
+
+def _replica_tls(word: Mapping[str, object]) -> ReplicaTls:
+    ca_file, name = word.get("ca_file"), word.get("server_name")
+    return ReplicaTls(
+        word.get("verify") is not False,
+        None if ca_file is None else str(ca_file),
+        None if name is None else str(name),
+    )
 
 
 def _report(word: Mapping[str, object], at: float) -> DoorReport:

@@ -54,7 +54,7 @@ class Channel(asyncio.Protocol):
                 self._end(order.grace_s)
             else:
                 self._door.apply(order)
-                self._board.columns = max(order.settings.workers, self._board.column + 1)
+                self._board.columns = max(order.settings.workers or 1, self._board.column + 1)
                 if not self.begun.done():
                     self.begun.set_result(True)
 
@@ -84,13 +84,13 @@ class Channel(asyncio.Protocol):
 
     def _report(self) -> None:
         self._soon = None
-        if self._transport is not None:
+        if self._transport is not None and self._door.table.number:  # before that nobody is served, and all is zero
             self._transport.write(wire.encode_report(self._door.report()))
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(REPORT_S, self._tick)
         self._report()
-        if self._transport is not None:
+        if self._transport is not None and self._door.table.number:
             self._transport.write(wire.encode_samples(metrics.samples(self._door)))
 
 

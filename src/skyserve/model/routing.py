@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from skyserve.model.service import LoadBalancer, Tls
+from skyserve.model.service import LoadBalancer, ReplicaTls, Tls
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One row of the routing table. A draining row gets no new requests, but keeps those it has.
 
-    `address` is `host:port`; `weight` is the replica's relative capacity. `version` is what its answers are counted
-    under.
+    `address` is `host:port`; `weight` is the replica's relative capacity; `tls` says how to speak TLS to it, and None
+    that it speaks in plain text. `version` is what its answers are counted under.
     """
 
     replica_id: int
     address: str
     weight: float = 1.0
     draining: bool = False
+    tls: ReplicaTls | None = None
     version: int = 0
 
 

@@ -153,7 +153,7 @@ class LoadBalancer:
     `max_body_mib`: the largest request body, MiB; None means no limit.
     `retry`: `idempotent` repeats an unanswered request on another replica, `safe` only one that no replica began.
     `slow_start_seconds`: how long it takes a new replica to get its full share.
-    `workers`: processes that serve the endpoint's port.
+    `workers`: processes that serve the endpoint's port; None leaves it to the door and its machine.
     `session_key`: what `session_affinity` goes by, `header:NAME` or `cookie:NAME`.
     """
 
@@ -169,7 +169,7 @@ class LoadBalancer:
     max_body_mib: float | None = None
     slow_start_seconds: float = 0.0
     session_key: str = "header:X-Session-ID"
-    workers: int = 1
+    workers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,16 @@ class Tls:
 
     keyfile: str
     certfile: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaTls:
+    """Replicas speak TLS on their port. `verify`: their certificates must rest on those in `ca_file` (None: on those
+    that this machine trusts) and name `server_name` (None: the replica's address)."""
+
+    verify: bool = True
+    ca_file: str | None = None
+    server_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +212,7 @@ class ServiceSpec:
     num_nodes: int = 1
     source: str = ""
     kind: Kind = Kind.SERVICE
+    replica_tls: ReplicaTls | None = None
 
     @property
     def on_spot(self) -> bool:

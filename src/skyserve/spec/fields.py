@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from skyserve.model.resources import Resources
 from skyserve.model.rollout import Rollout
-from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ServiceSpec
+from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ReplicaTls, ServiceSpec
 from skyserve.spec.kinds import Anything, Boolean, Field, Integer, ListOf, MapOf, Number, OneOf, Refused, Section, Text
 from skyserve.spec.policy_fields import ACCELERATOR, CUSTOM_METRIC, HEADERS, REPLICA_POLICY, SCHEDULE
 
@@ -26,9 +26,10 @@ _INFRA = Text("a place such as aws/us-east-1, k8s/my-context or *", r"[^\s/]+(/[
 _SECONDS_ABOVE_0 = Number(above=0)
 _SECONDS = Number(minimum=0)
 _COUNT = Integer(0)
+_HOST_NAME = Text("a host name", r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _SESSION_KEY = Text("header:NAME or cookie:NAME", r"(header|cookie):[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-_PROBE, _POLICY, _DOOR = ReadinessProbe(), ReplicaPolicy(), LoadBalancer()
+_PROBE, _POLICY, _DOOR, _REPLICA_TLS = ReadinessProbe(), ReplicaPolicy(), LoadBalancer(), ReplicaTls()
 _ROLLOUT = Rollout()
 _REPLICA, _SERVICE = Resources(), ServiceSpec(name="", run="")
 
@@ -135,7 +136,11 @@ LOAD_BALANCER = Section(
             "Which header or cookie names the session that `session_affinity` keeps on one replica.",
             _DOOR.session_key,
         ),
-        Field("workers", Integer(1, 64), "How many processes take requests at the endpoint.", _DOOR.workers),
+        Field(
+            "workers",
+            Integer(1, 64),
+            "How many processes take requests at the endpoint. Not given: one for each CPU they may use, 4 at most.",
+        ),
     ),
     "How requests are treated on their way to the replicas.",
 )
@@ -218,6 +223,30 @@ TLS = Section(
     "What the endpoint proves itself with; its clients then say `https://`.",
 )
 
+REPLICA_TLS = Section(
+    "replica_tls",
+    (
+        Field(
+            "verify",
+            Boolean(),
+            "Whether a replica has to prove who it is. `false` encrypts, and believes whoever answers.",
+            _REPLICA_TLS.verify,
+        ),
+        Field(
+            "ca_file",
+            _PATH,
+            "Path of the certificates, PEM, that those of replicas rest on: an authority's, or the replicas' own. "
+            "Not given: those that the controller's machine trusts.",
+        ),
+        Field(
+            "server_name",
+            _HOST_NAME,
+            "The name that replicas' certificates bear. Not given: the address of each replica.",
+        ),
+    ),
+    "How replicas are spoken to that speak TLS on their port.",
+)
+
 _NO_POOLS = Refused("belongs to pools of workers, and a service has replicas", "use `replicas` or `replica_policy`")
 
 SERVICE = Section(
@@ -243,6 +272,7 @@ SERVICE = Section(
         Field("load_balancer", LOAD_BALANCER, "How requests are relayed; see below."),
         Field("rollout", ROLLOUT, "How an update takes over, and what ends it; see below."),
         Field("tls", TLS, "Key and certificate of the endpoint, which then is `https://`."),
+        Field("replica_tls", REPLICA_TLS, "Given: replicas speak TLS on their port; see below."),
         Field("pool", _NO_POOLS),
         Field("workers", _NO_POOLS),
     ),
@@ -385,6 +415,6 @@ SERVICE_YAML = Section(
 
 SECTIONS = (
     SERVICE_YAML, WORKDIR_GIT, SERVICE, READINESS_PROBE, REPLICA_POLICY, CUSTOM_METRIC, SCHEDULE, LOAD_BALANCER,
-    ROLLOUT, TLS, RESOURCES,
+    ROLLOUT, TLS, REPLICA_TLS, RESOURCES,
 )  # fmt: skip
 """Every section, in the order of the reference page."""

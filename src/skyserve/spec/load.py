@@ -129,6 +129,7 @@ class _Reader:
             load_balancer=service.load_balancer(),
             rollout=read_rollout(section, self.problems),
             tls=service.tls(),
+            replica_tls=service.replica_tls(),
             port=self._port(section, resources.alternatives),
             resources=resources,
             envs=envs,

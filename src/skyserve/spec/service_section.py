@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, Tls
+from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ReplicaTls, Tls
 from skyserve.spec.document import YamlMap, YamlNode, YamlScalar, plain
 from skyserve.spec.policy_section import PolicyReader
 from skyserve.spec.problems import Problems
@@ -74,13 +74,25 @@ class ServiceReader:
             max_body_mib=node.number("max_body_mib", 0) or None,
             slow_start_seconds=node.number("slow_start_seconds", _DOOR.slow_start_seconds),
             session_key=node.text("session_key") or _DOOR.session_key,
-            workers=node.integer("workers", _DOOR.workers),
+            workers=node.integer("workers", 0) or None,
         )
 
     def tls(self) -> Tls | None:
         """Key and certificate."""
         node = self.section.map("tls")
         return None if node is None else Tls(node.text("keyfile") or "", node.text("certfile") or "")
+
+    def replica_tls(self) -> ReplicaTls | None:
+        """Whether replicas speak TLS, and what is believed of them."""
+        node = self.section.map("replica_tls")
+        if node is None:
+            return None
+        verify = _flag_or_none(node.node("verify")) is not False
+        tls = ReplicaTls(verify, node.text("ca_file"), node.text("server_name"))
+        if tls.ca_file is not None and not verify:
+            message = "`service.replica_tls.ca_file` has no effect with `verify: false`"
+            self.problems.add(node.place_of("ca_file"), message, "keep one of them")
+        return tls
 
     def check_spot(self, use_spot: bool) -> None:
         """What is said about spot replicas needs spot replicas."""
