@@ -10,12 +10,14 @@ from random import Random
 
 from tests.decide.market import World
 
+from skyserve.decide.rollout import on_trial
 from skyserve.model.codec import from_json, to_json
 from skyserve.model.decision import Memory, Observation, Plan
 from skyserve.model.evidence import BOUNDS_S, InstanceState, LoadReport, ProbeResult, VersionAnswers
 from skyserve.model.replica import ReplicaStatus
 
 FINE, CRASHES, NEVER_READY, FAILS_A_FIFTH = "fine", "crashes", "never ready", "fails a fifth"
+WRONG_PATH = "/wrong"
 _BINS = len(BOUNDS_S) + 1
 
 
@@ -43,12 +45,17 @@ class RolloutWorld(World):
             for v, n in sorted(self.answers.items())
         )
         load = LoadReport(self.now, f"b{self.boot}", self.revision, arrivals_per_s=float(self.rate), versions=told)
-        return replace(seen, load=load)
+        tried = on_trial(self.specs, self.replicas, self.aim)
+        ok = self.healthy and self.specs[self.aim].readiness_probe.path != WRONG_PATH
+        trials = {r.id: ProbeResult(r.id, self.now, ok, "GET /wrong answered 404") for r in tried}
+        return replace(seen, load=load, trials=trials)
 
     def _probes(self) -> Mapping[int, ProbeResult]:
         told = super()._probes()
         version = {r.id: r.launched_version for r in self.replicas}
-        return {id_: replace(one, ok=one.ok and self.manner(version[id_]) != NEVER_READY) for id_, one in told.items()}
+        asked = {r.id: self.specs[r.version].readiness_probe.path for r in self.replicas}
+        sick = {id_ for id_ in told if self.manner(version[id_]) == NEVER_READY or asked[id_] == WRONG_PATH}
+        return {id_: replace(one, ok=one.ok and id_ not in sick) for id_, one in told.items()}
 
     def _launch(self, token: str) -> None:
         super()._launch(token)

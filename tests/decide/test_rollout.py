@@ -7,7 +7,7 @@ from itertools import groupby
 
 import pytest
 from tests.decide.builders import spec
-from tests.decide.rollout_world import CRASHES, FAILS_A_FIFTH, NEVER_READY, RolloutWorld
+from tests.decide.rollout_world import CRASHES, FAILS_A_FIFTH, NEVER_READY, WRONG_PATH, RolloutWorld
 
 from skyserve.decide.rollout import surge
 from skyserve.model.decision import Launch, Plan, ReasonCode
@@ -136,6 +136,34 @@ def test_an_old_replica_that_dies_meanwhile_is_replaced_by_its_like() -> None:
     launched = [a.replica.version for p in plans for a in p.actions if isinstance(a, Launch)]
     assert launched == [1]
     assert len([r for r in world.replicas if r.version == 1 and r.status is ReplicaStatus.READY]) == 3
+
+
+def test_a_probe_that_asks_for_the_wrong_thing_disturbs_nobody() -> None:
+    world = serving(2, 20)
+    wrong = ReadinessProbe(path=WRONG_PATH, endpoint_probe_interval_seconds=2)
+    world.update(spec(3, readiness_probe=wrong))
+    launches = len(world.launches)
+    for _ in run(world, 30):
+        assert world.serving == 2
+    assert world.aim == 1
+    assert len(world.launches) == launches
+    assert "GET /wrong answered 404" in notes(world, ReasonCode.ROLLED_BACK)[0]
+    world.update(spec(3, readiness_probe=replace(wrong, path="/right")))
+    for _ in run(world, 20):
+        assert world.serving >= 2
+    assert world.ready_versions == {3}
+    assert world.serving == 3
+    assert len(world.launches) == launches + 1, "two were kept"
+
+
+def test_a_probe_that_is_mended_counts_at_once() -> None:
+    world = RolloutWorld({1: spec(2, readiness_probe=ReadinessProbe(path=WRONG_PATH))})
+    run(world, 10)
+    assert world.serving == 0
+    world.update(spec(2))
+    run(world, 3)
+    assert world.serving == 2
+    assert world.ready_versions == {2}
 
 
 def test_until_it_is_proven_the_old_policy_says_how_many() -> None:

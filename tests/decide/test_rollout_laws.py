@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.decide.builders import spec
-from tests.decide.rollout_world import CRASHES, FAILS_A_FIFTH, FINE, NEVER_READY, RolloutWorld
+from tests.decide.rollout_world import CRASHES, FAILS_A_FIFTH, FINE, NEVER_READY, WRONG_PATH, RolloutWorld
 
 from skyserve.decide.rollout import surge
 from skyserve.model.decision import Launch, Plan, ReasonCode
@@ -17,7 +18,7 @@ from skyserve.model.replica import ALIVE, ReplicaStatus
 from skyserve.model.rollout import Rollout
 from skyserve.model.service import ReadinessProbe, UpdateMode
 
-QUICK = ReadinessProbe(initial_delay_seconds=6)
+QUICK = ReadinessProbe(initial_delay_seconds=6, endpoint_probe_interval_seconds=1)
 NEVER_SERVES = (CRASHES, NEVER_READY)
 
 
@@ -44,7 +45,8 @@ class Updates(RuleBasedStateMachine):
         self.disturbed |= any(machine.state is not InstanceState.RUNNING for machine in world.machines.values())
         self.pushed += 1
         count = changes.pop("replicas", world.specs[world.latest].replica_policy.min_replicas)
-        world.update(spec(count, readiness_probe=QUICK, rollout=Rollout(step_seconds=4), **changes))
+        probe = replace(QUICK, path=changes.pop("path", "/"))
+        world.update(spec(count, readiness_probe=probe, rollout=Rollout(step_seconds=4), **changes))
 
     @rule(manner=st.sampled_from((FINE, CRASHES, NEVER_READY, FAILS_A_FIFTH)), replicas=st.integers(1, 4))
     def update(self, manner: str, replicas: int) -> None:
@@ -55,6 +57,12 @@ class Updates(RuleBasedStateMachine):
     def resize(self, replicas: int) -> None:
         self.world.manners[self.world.latest + 1] = self.world.manner(self.world.latest)
         self.push(run=self.world.specs[self.world.latest].run, replicas=replicas)
+
+    @rule(path=st.sampled_from(("/", "/health", WRONG_PATH)))
+    def ask_otherwise(self, path: str) -> None:
+        latest = self.world.latest
+        self.world.manners[latest + 1] = self.world.manner(latest) if path != WRONG_PATH else NEVER_READY
+        self.push(run=self.world.specs[latest].run, path=path)
 
     @rule(back=st.integers(1, 3))
     def user_rollback(self, back: int) -> None:

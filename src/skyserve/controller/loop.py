@@ -13,6 +13,7 @@ from skyserve.controller.probe import Question, probed, question
 from skyserve.controller.senses import Acting, Doorkeeping, Probing, Quoting, Scraping, SecretReading, Watching
 from skyserve.decide import progress
 from skyserve.decide.reconcile import decide
+from skyserve.decide.rollout import on_trial
 from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Observation, Plan
 from skyserve.model.evidence import Listing, Silent
@@ -90,7 +91,7 @@ async def _hold_lease(world: World) -> Lease:
 async def observe(world: World, state: ServiceState) -> Observation:
     """Gather what is known right now. Nothing here waits for a provider, a replica or the door."""
     tag = f"{state.name}-{state.uid}"
-    answers = _answers(world, state, tag)
+    answers, answered = _answers(world, state, tag), world.prober.results()
     offered = await _offerings(world, state)
     aim = state.memory.rollout.aim(state.latest_version)
     now, policy = world.clock.now(), state.specs[progress.carrier(state.latest_version, state.memory)].replica_policy
@@ -107,7 +108,8 @@ async def observe(world: World, state: ServiceState) -> Observation:
         replicas=state.replicas,
         next_replica_id=state.next_replica_id,
         providers=answers,
-        probes=world.prober.results(),
+        probes={id_: answer for id_, answer in answered.items() if id_ > 0},
+        trials={-id_: answer for id_, answer in answered.items() if id_ < 0},
         outcomes=world.hands.outcomes(),
         in_flight=world.hands.in_flight(answers),
         load=world.door.load,
@@ -172,18 +174,23 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
 
 
 def _probe(world: World, observation: Observation, plan: Plan) -> None:
-    """Ask the replicas whether they are ready."""
+    """Ask the replicas whether they are ready; under the negative of its id also one that is on trial for the version
+    that is aimed for."""
     questions: dict[int, Question] = {}
     following: dict[tuple[int, str], Question] = {}
     unreadable: StoreUnavailable | None = None
-    for replica, endpoint in probed(plan.replicas):
-        spec = observation.specs[replica.version]
+    aim = plan.memory.rollout.aim(observation.latest_version)
+    tried = on_trial(observation.specs, plan.replicas, aim)
+    wanted = [(replica.id, replica.version, endpoint) for replica, endpoint in probed(plan.replicas)]
+    wanted += [(-replica.id, aim, endpoint) for replica, endpoint in probed(tuple(tried))]
+    for place, version, endpoint in wanted:
+        spec = observation.specs[version]
         if spec.kind is Kind.CLUSTER:
             continue
-        key = (replica.version, endpoint)
+        key = (version, endpoint)
         asked = None if spec.secrets else world.asked.get(key)
         try:
-            questions[replica.id] = following[key] = asked or _question(world, observation.tag, spec, *key)
+            questions[place] = following[key] = asked or _question(world, observation.tag, spec, *key)
         except StoreUnavailable as error:
             unreadable = error
     world.asked = following

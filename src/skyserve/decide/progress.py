@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from skyserve.decide import backoff, gate
 from skyserve.decide.draft import Draft
-from skyserve.decide.rollout import Stage
+from skyserve.decide.rollout import Stage, on_trial, trial_ends_at
 from skyserve.model.decision import Memory, Note, Observation, Reason, ReasonCode
 from skyserve.model.evidence import LoadReport
 from skyserve.model.replica import ALIVE, Replica, ReplicaStatus
@@ -132,7 +132,8 @@ def follow(draft: Draft) -> bool:
     history = HISTORY if draft.o.update_mode is UpdateMode.BLUE_GREEN else 0
     memory = replace(memory, gate=gate.count(memory.gate, draft.o.load, good, memory.version, history=history))
     rollout = draft.o.specs[memory.version].rollout
-    why = memory.stopped or _fault(draft, memory, rollout)
+    tried = on_trial(draft.o.specs, draft.replicas, memory.version)
+    why = memory.stopped or _refused(draft, tried) or _fault(draft, memory, rollout)
     if why and rollout.auto_rollback and not memory.stopped:
         _roll_back(draft, memory, good, why)
         return True
@@ -140,11 +141,30 @@ def follow(draft: Draft) -> bool:
         memory = replace(memory, stopped=why, proven=False)
         text = f"the rollout of version {memory.version} is stopped: {why}"
         draft.waiting.append(Reason(ReasonCode.ROLLOUT_STOPPED, text, _facts(memory)))
-    elif not memory.proven:
+    elif not memory.proven and not tried:
         memory = _proved(draft, memory, rollout, seen_at_once=seen_at_once)
     draft.memory = replace(draft.memory, rollout=memory)
-    draft.stage = _stage(draft, memory, rollout)
+    draft.stage = _on_trial(draft, memory) if tried and not why else _stage(draft, memory, rollout)
     return False
+
+
+def _refused(draft: Draft, tried: Sequence[Replica]) -> str:
+    """Why replicas that are well may not count as the latest version: they do not answer its probe."""
+    if not tried:
+        return ""
+    ends_at = trial_ends_at(replace(draft.o, memory=draft.memory), tried)
+    draft.wake.append(ends_at)
+    if draft.o.now < ends_at:
+        return ""
+    answers = [answer.detail for r in tried if (answer := draft.o.trials.get(r.id)) is not None]
+    return f"its readiness probe fails on replicas that are ready: {answers[0] if answers else 'no answer'}"
+
+
+def _on_trial(draft: Draft, memory: RolloutMemory) -> Stage:
+    """While old replicas are asked the new version's probe, nothing is launched and nothing goes."""
+    alive = [r for r in draft.replicas if r.counts]
+    new = sum(r.version == memory.version for r in alive)
+    return Stage(memory.good, len(alive) - new, new)
 
 
 def _fault(draft: Draft, memory: RolloutMemory, rollout: Rollout) -> str:

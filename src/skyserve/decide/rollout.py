@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from skyserve.model.decision import Note, Observation, Reason, ReasonCode
 from skyserve.model.replica import ALIVE, COMING, LEAVING, Replica, ReplicaStatus
 from skyserve.model.rollout import Rollout
-from skyserve.model.service import UpdateMode
+from skyserve.model.service import ServiceSpec, UpdateMode
 
 NO_LIMIT = 1_000_000
 _REMOVAL_ORDER = (
@@ -48,7 +48,10 @@ class Split:
 
 
 def relabel(o: Observation, replicas: Sequence[Replica]) -> tuple[tuple[Replica, ...], tuple[Note, ...]]:
-    """Replicas of older versions that differ in nothing they were launched with count as the latest version."""
+    """Replicas of older versions that differ in nothing they were launched with count as the latest version, once they
+    answer its probe: a probe that asks for the wrong thing must not make all of them unready at once."""
+    if not _has_passed(o, on_trial(o.specs, replicas, o.latest_version)):
+        return tuple(replicas), ()
     latest = o.specs[o.latest_version]
     after: list[Replica] = []
     notes: list[Note] = []
@@ -61,6 +64,33 @@ def relabel(o: Observation, replicas: Sequence[Replica]) -> tuple[tuple[Replica,
             replica = replace(replica, version=o.latest_version)
         after.append(replica)
     return tuple(after), tuple(notes)
+
+
+def on_trial(specs: Mapping[int, ServiceSpec], replicas: Sequence[Replica], version: int) -> list[Replica]:
+    """Ready replicas that may count as a version without being launched again, but would be asked something else
+    then."""
+    spec, found = specs[version], []
+    for replica in replicas:
+        now, launched = specs.get(replica.version), specs.get(replica.launched_version)
+        if replica.version == version or replica.status is not ReplicaStatus.READY or now is None or launched is None:
+            continue
+        if launched.shares_launch_with(spec) and not now.shares_probe_with(spec):
+            found.append(replica)
+    return found
+
+
+def trial_ends_at(o: Observation, tried: Sequence[Replica]) -> float:
+    """When a new probe must have been answered, Unix seconds."""
+    memory, probe = o.memory.rollout, o.specs[o.latest_version].readiness_probe
+    begun_at = memory.since_at if memory.version == o.latest_version else o.now
+    heard = all(replica.id in o.trials for replica in tried)
+    return begun_at + 1.0 + 2 * probe.endpoint_probe_interval_seconds + (0.0 if heard else probe.timeout_seconds)
+
+
+def _has_passed(o: Observation, tried: Sequence[Replica]) -> bool:
+    answers = [o.trials.get(replica.id) for replica in tried]
+    well = [answer for answer in answers if answer is not None and answer.ok]
+    return len(well) == len(tried) or (bool(well) and o.now >= trial_ends_at(o, tried))
 
 
 def split(o: Observation, replicas: Sequence[Replica], target: int, stage: Stage = Stage()) -> Split:

@@ -198,7 +198,8 @@ class Observation:
     or too recent for the listings to show them (launch tokens, instance ids). `evict` holds replicas that the user
     asked to remove; `halted` is True while the user wants its machine stopped. `health` is what all services together
     know of capacity pools. `revision` is the stored state this was read from. `offerings` are those for the version
-    that the service aims for, `other_offerings` those for another version that may be launched. `engines` are the
+    that the service aims for, `other_offerings` those for another version that may be launched. `trials` are the
+    answers of ready replicas to the probe of the version that they would count as. `engines` are the
     replicas' own metrics and `metric` is the user's, as last read; `schedule` are the bounds that the policy's
     schedules set now.
     """
@@ -216,6 +217,7 @@ class Observation:
     next_replica_id: int
     providers: Mapping[str, Listing | Silent] = field(default_factory=dict)
     probes: Mapping[int, ProbeResult] = field(default_factory=dict)
+    trials: Mapping[int, ProbeResult] = field(default_factory=dict)
     outcomes: tuple[Outcome, ...] = ()
     in_flight: tuple[str, ...] = ()
     load: LoadReport | None = None

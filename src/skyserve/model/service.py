@@ -228,6 +228,10 @@ class ServiceSpec:
             return False
         return self._launch_part == other._launch_part
 
+    def shares_probe_with(self, other: ServiceSpec) -> bool:
+        """Whether a replica is asked the same, in the same way, under both."""
+        return (self.readiness_probe, self.replica_tls) == (other.readiness_probe, other.replica_tls)
+
     @property
     def _launch_part(self) -> tuple[object, ...]:
         secrets, envs = dict(self.secrets), dict(self.envs)
