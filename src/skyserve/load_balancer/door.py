@@ -21,6 +21,7 @@ from skyserve.load_balancer.policies import LeastLoad, Policy, make_policy
 from skyserve.load_balancer.pool import Pool, Upstream
 from skyserve.load_balancer.recent import Recent
 from skyserve.load_balancer.report import Counters
+from skyserve.load_balancer.shares import Lots
 from skyserve.load_balancer.upstream import UpstreamConnection
 from skyserve.load_balancer.wire import DoorReport
 from skyserve.model.evidence import LoadReport
@@ -89,15 +90,18 @@ class Door:
         self._stopping = False
         self.body_limit: float = _bytes(self.settings.max_body_mib)
         self._policy: Policy = LeastLoad()
+        self._lots = Lots(lambda: self._policy_named(self.table.policy, self.settings.session_key))
 
     def apply(self, table: RoutingTable) -> bool:
         """Obey `table` from now on. False, and nothing changes, when one as new is in force."""
         self.heard_at = self.time()
         if table.number <= self.table.number:
             return False
-        if (table.policy, table.settings.session_key) != (self.table.policy, self.settings.session_key):
+        anew = (table.policy, table.settings.session_key) != (self.table.policy, self.settings.session_key)
+        if anew:
             self._policy = self._policy_named(table.policy, table.settings.session_key)
         self.table, self.settings = table, table.settings
+        self._lots.follow(table, anew=anew)
         self.body_limit = _bytes(table.settings.max_body_mib)
         self.pool.limit(table.settings.max_concurrency_per_replica, table.settings.slow_start_seconds)
         self.pool.apply(table.endpoints, self.time())
@@ -122,6 +126,8 @@ class Door:
         candidates = self.pool.candidates(self.time(), tried)
         if not candidates and not self.hold:
             candidates = self.pool.last_resort(tried)
+        if self.table.shares and candidates:
+            return self._lots.pick(request, candidates, self.rng)
         return self._policy.pick(request, candidates, self.rng) if candidates else None
 
     def release_held(self) -> None:

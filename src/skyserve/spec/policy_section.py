@@ -53,7 +53,7 @@ class PolicyReader:
             base_ondemand_fallback_replicas=node.integer(
                 "base_ondemand_fallback_replicas", _POLICY.base_ondemand_fallback_replicas
             ),
-            dynamic_ondemand_fallback=flag_or_none(node.node("dynamic_ondemand_fallback")),
+            dynamic_ondemand_fallback=_flag_or_none(node.node("dynamic_ondemand_fallback")),
             spot_placer=_lower(node.text("spot_placer")),
             availability=self._share("availability", "99.9%") or _POLICY.availability,
         )
@@ -220,7 +220,7 @@ def _accelerator_key(text: str) -> str:
     return shorthand.canonical_accelerator(name) + colon + count
 
 
-def flag_or_none(node: YamlNode | None) -> bool | None:
+def _flag_or_none(node: YamlNode | None) -> bool | None:
     return node.value if isinstance(node, YamlScalar) and isinstance(node.value, bool) else None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ReplicaTls, Tls
 from skyserve.spec.document import YamlMap, YamlNode, YamlScalar, plain
-from skyserve.spec.policy_section import PolicyReader, flag_or_none
+from skyserve.spec.policy_section import PolicyReader
 from skyserve.spec.problems import Problems
 from skyserve.spec.substitute import names_in, substitute_json
 
@@ -87,7 +87,7 @@ class ServiceReader:
         node = self.section.map("replica_tls")
         if node is None:
             return None
-        verify = flag_or_none(node.node("verify")) is not False
+        verify = node.flag("verify", True)
         tls = ReplicaTls(verify, node.text("ca_file"), node.text("server_name"))
         if tls.ca_file is not None and not verify:
             message = "`service.replica_tls.ca_file` has no effect with `verify: false`"
