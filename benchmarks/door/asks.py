@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 
+KEY = b"0123456789abcdef0123456789abcdef"
+"""The API key that each request shows; the door checks it, the others pass it on."""
 LARGE = 8 * 1024 * 1024
 USER = re.compile(rb'"user": ?"([a-z]+)/([0-9]+)(?:/([0-9]+))?"')
 _HEAD = (
     b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: %b\r\nUser-Agent: benchmark/1\r\n"
-    b"Authorization: Bearer 0123456789abcdef0123456789abcdef\r\nContent-Type: application/json\r\n"
+    b"Authorization: Bearer " + KEY + b"\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%b"
 )
 _BODY = b'{"model":"m","user":"%b","stream":%b,"prompt":"%b"}'

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import asks
@@ -290,10 +291,11 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def the_door(home: Path, ports: list[int], workers: int) -> Iterator[Target]:
-    """The door as it ships, with a routing table of its own and no controller."""
+    """The door as it ships, with a routing table of its own and no controller. It checks each request's API key."""
     port = free_port()
     endpoints = tuple(Endpoint(number, f"127.0.0.1:{one}") for number, one in enumerate(ports, 1))
-    table = RoutingTable(1, endpoints=endpoints, settings=LoadBalancer(retry="idempotent", workers=workers))
+    settings = LoadBalancer(retry="idempotent", workers=workers)
+    table = RoutingTable(1, endpoints=endpoints, settings=settings, api_keys=(sha256(asks.KEY).hexdigest(),))
     (home / "table.json").write_bytes(encode_table(table))
     command = [sys.executable, "-m", "skyserve.load_balancer", "--service", "benchmark", "--dir", str(home)]
     with started([*command, "--port", str(port), "--socket", str(home / "admin.sock")]) as process:

@@ -275,7 +275,9 @@ class Rig:
         rows += [Endpoint(replica.id, replica.address, draining=True, tls=replica.tls) for replica in draining]
         self._number += 1
         policy = fields.pop("policy", old.policy)
-        table = RoutingTable(self._number, policy, settings, tuple(rows), fields.pop("closing", False))
+        keys = fields.pop("api_keys", old.api_keys)
+        closing = fields.pop("closing", False)
+        table = RoutingTable(self._number, policy, settings, tuple(rows), closing, api_keys=keys)
         assert not fields
         assert self.door.apply(table)
 

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from skyserve.load_balancer.__main__ import EXIT_PORT_IN_USE
-from skyserve.load_balancer.wire import DoorReport, Hello, Stop, decode_report, encode_stop, encode_table
+from skyserve.load_balancer.wire import DoorReport, Hello, Stop, decode_order, decode_report, encode_stop, encode_table
 from skyserve.model.routing import Endpoint, RoutingTable
 from skyserve.model.service import LoadBalancer
 
@@ -184,6 +186,35 @@ def test_a_door_without_a_controller_serves_on_from_its_last_table(door: Process
     assert door.ask().endswith(b"ok")
     process.send_signal(signal.SIGTERM)
     assert process.wait(5.0) == 0
+
+
+def test_keys_outlive_the_door_and_a_controller_that_cannot_read_them(door: Process, replica: str) -> None:
+    def statuses() -> set[bytes]:
+        asked = [door.ask(GET.replace(b"Host", b"X-API-Key: %b\r\nHost" % key)) for key in (b"k" * 20, b"w" * 20) * 4]
+        assert {answer[9:12] for answer in asked[1::2]} == {b"401"}
+        return {answer[9:12] for answer in asked[::2]}
+
+    keyed = RoutingTable(
+        7,
+        settings=LoadBalancer(workers=2, api_keys=("A_KEY",)),
+        endpoints=(Endpoint(1, replica),),
+        api_keys=(sha256(b"k" * 20).hexdigest(),),
+    )
+    process = door.start()
+    controller, _ = door.controller()
+    controller.say(encode_table(keyed))
+    controller.hear_until(lambda report: report.load.table == 7)
+    assert statuses() == {b"200"}
+    assert b"k" * 20 not in (door.directory / "table.json").read_bytes()
+    process.kill()
+    process.wait()
+    door.start()
+    controller, _ = door.controller()
+    assert statuses() == {b"200"}
+    controller.say(encode_table(replace(keyed, number=8, api_keys=None, keys_unread=True)))
+    controller.hear_until(lambda report: report.load.table == 8)
+    assert statuses() == {b"200"}
+    assert decode_order((door.directory / "table.json").read_bytes()) == replace(keyed, number=8)
 
 
 def test_a_table_file_that_is_broken_does_not_matter(door: Process) -> None:

@@ -50,10 +50,13 @@ tables = st.builds(
         positive,
         st.sampled_from(["header:X-Id", "cookie:sid"]),
         st.integers(1, 64),
+        st.just(("A_KEY",)),
     ),
     st.lists(endpoints, max_size=4).map(tuple),
     st.booleans(),
     st.none() | st.just(Tls("/k", "/c")),
+    api_keys=st.none() | st.lists(st.sampled_from(["0" * 64, "9af" + 61 * "1"])).map(tuple),
+    keys_unread=st.booleans(),
 )
 reports = st.builds(
     DoorReport,

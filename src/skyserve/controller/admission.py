@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 import ssl
@@ -11,7 +12,7 @@ from skyserve.config import ENDPOINT_PORTS
 from skyserve.controller.offers import Offered
 from skyserve.errors import Infeasible, UsageError
 from skyserve.model.offering import CapacityType
-from skyserve.model.service import ReplicaTls, ServiceSpec, Tls
+from skyserve.model.service import Kind, ReplicaTls, ServiceSpec, Tls
 from skyserve.providers.base import Provider
 from skyserve.spec.fields import SERVICE_NAME, SERVICE_NAME_FORM
 from skyserve.spec.listening import PORT_VARIABLE, asks_for_its_port, hard_codes_port
@@ -29,6 +30,12 @@ def refuse_impossible(spec: ServiceSpec) -> None:
         raise UsageError(
             f"num_nodes: {spec.num_nodes} asks for replicas of several machines: not supported yet",
             hint="use an instance with more accelerators, or num_nodes: 1",
+        )
+    strange = [name for name in spec.load_balancer.api_keys if name not in spec.secrets]
+    if strange:
+        raise UsageError(
+            f"service.load_balancer.api_keys: {strange[0]!r:.80} is no secret of this service",
+            hint="name it under `secrets:`",
         )
     if spec.tls is not None:
         _refuse_certificate(spec.tls)
@@ -72,6 +79,23 @@ def refuse_crowding(spec: ServiceSpec, offered: Offered, providers: Mapping[str,
 def warnings(spec: ServiceSpec, offered: Offered, providers: Mapping[str, Provider]) -> tuple[str, ...]:
     """Things that are allowed and may still surprise."""
     return (*_about_ports(spec, offered, providers), *_about_spot(spec, offered))
+
+
+def about_endpoint(spec: ServiceSpec, host: str) -> tuple[str, ...]:
+    """A word on an endpoint at `host` that anybody may use who reaches it, when those are others than its owner."""
+    if spec.kind is not Kind.SERVICE or spec.load_balancer.api_keys or _is_loopback(host):
+        return ()
+    return (
+        f"the endpoint listens on {host}, which other machines can reach, and asks nobody for an API key; "
+        "to be asked: add a secret, and its name to `service.load_balancer.api_keys`",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _about_ports(spec: ServiceSpec, offered: Offered, providers: Mapping[str, Provider]) -> tuple[str, ...]:

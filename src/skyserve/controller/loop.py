@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from skyserve.clock import Clock, sleep_unless
+from skyserve.controller import keys
 from skyserve.controller.metric import MetricQuestion, metric_question, needs_values
 from skyserve.controller.probe import Question, probed, question
 from skyserve.controller.senses import Acting, Doorkeeping, Probing, Quoting, Scraping, SecretReading, Watching
@@ -157,9 +158,30 @@ def _answers(world: World, state: ServiceState, tag: str) -> dict[str, Listing |
 def act(world: World, observation: Observation, plan: Plan, revision: int) -> None:
     """Start what the plan asks for: provider calls, the routing table, probes, readings. Nothing is waited for.
 
-    Raises StoreUnavailable when the secrets that a question needs cannot be read; all else has been done then.
+    Raises StoreUnavailable when the secrets that a question or the door needs cannot be read; all else has been done
+    then, and the door lets nobody in whom it has not let in before.
     """
     world.hands.start(observation, plan)
+    try:
+        _publish(world, observation, plan, revision)
+    finally:
+        try:
+            _probe(world, observation, plan)
+        finally:
+            _scrape(world, observation, plan)
+
+
+def _publish(world: World, observation: Observation, plan: Plan, revision: int) -> None:
+    """Tell the door. The API keys are those of the version that is aimed for, proven or not: a key that was taken away
+    works no longer than until the next step. While the service goes down they need not be read any more."""
+    aim = plan.memory.rollout.aim(observation.latest_version)
+    guarded = observation.specs[aim]
+    api_keys: tuple[str, ...] | None = None
+    unreadable: StoreUnavailable | None = None
+    try:
+        api_keys = keys.digests(world.secrets, observation.tag, aim, guarded) if observation.wanted else None
+    except StoreUnavailable as error:
+        unreadable = error
     latest = observation.specs[progress.carrier(observation.latest_version, plan.memory)]
     world.door.publish(
         RoutingTable(
@@ -172,12 +194,12 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
             shares=plan.shares,
             ready_at=plan.ready_at,
             start_s=plan.start_s,
+            api_keys=api_keys,
+            keys_unread=api_keys is None and bool(guarded.load_balancer.api_keys),
         )
     )
-    try:
-        _probe(world, observation, plan)
-    finally:
-        _scrape(world, observation, plan)
+    if unreadable is not None:
+        raise unreadable
 
 
 def _probe(world: World, observation: Observation, plan: Plan) -> None:

@@ -124,7 +124,8 @@ class Supervisor:
         self._watch(self._roster.look_again())  # credentials may have come since
         offered = await Offers(self.providers, self.clock).ask(spec)
         admission.refuse_crowding(spec, offered, self.providers)
-        return offered, admission.warnings(spec, offered, self.providers)
+        open_to_all = admission.about_endpoint(spec, self.config.endpoint_host)
+        return offered, (*open_to_all, *admission.warnings(spec, offered, self.providers))
 
     async def preview(self, spec: ServiceSpec, offered: Offered) -> MixView | None:
         """What a spot service would start with, by what is known of its pools; None for any other."""

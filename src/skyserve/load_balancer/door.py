@@ -13,6 +13,7 @@ from random import Random
 from typing import Protocol
 
 from skyserve.clock import SystemClock
+from skyserve.load_balancer import keys
 from skyserve.load_balancer.framing import KnownHead, RequestHead, ResponseHead
 from skyserve.load_balancer.hold import Hold
 from skyserve.load_balancer.knock import Knocks
@@ -61,12 +62,17 @@ class Waiting(Protocol):
         """Its deadline has passed, or the service closes: answer so."""
         ...
 
+    def show_key(self) -> None:
+        """The API keys have changed: be refused when its own is none of them any more."""
+        ...
+
 
 class Door:
     """The shared state. `time` is a monotonic clock in seconds; `on_news` is called when the controller should hear
     of something at once, and may be set later. `refusing`: the service closes, or this process does.
     `id_prefix` and the next of `ids` make the id of a request that has none.
-    `heads` are the last plain ones of short answers, by replica id."""
+    `heads` are the last plain ones of short answers, by replica id.
+    `keys` are the API keys that requests need, None when they need none."""
 
     def __init__(self, boot: str, time: Callable[[], float], rng: Random, limits: Limits = DEFAULT_LIMITS) -> None:
         self.boot = boot
@@ -76,6 +82,7 @@ class Door:
         self.on_news: Callable[[], None] = _no_news
         self.table = RoutingTable(number=0)
         self.settings = self.table.settings
+        self.keys: keys.Keys | None = None
         self.recent = Recent(time())
         self.pool: Pool[UpstreamConnection] = Pool(self._news, self.recent)
         self.knocks = Knocks(self.pool, time, lambda: self.settings.connect_timeout_seconds)
@@ -107,12 +114,20 @@ class Door:
         self.pool.apply(table.endpoints, self.time())
         self.heads.clear()
         self.refusing = self._stopping or table.closing
+        self._change_keys(table)
         if self.refusing:
             self.give_up_held()
         else:
             self.release_held()
         self._news()
         return True
+
+    def _change_keys(self, table: RoutingTable) -> None:
+        """Whoever waits was let in by the keys before, or while none were known: it has to show its own again."""
+        before, self.keys = self.keys, keys.for_table(table, self.keys)
+        if self.keys is not None and self.keys is not before:
+            for held in self.hold:
+                held.show_key()
 
     def stop(self) -> None:
         """Take no new requests; those that wait are told so."""

@@ -24,6 +24,7 @@ from skyserve.load_balancer.framing import (
     request_body,
 )
 from skyserve.load_balancer.headers import Failure, error_bytes, redirect_bytes, request_parts, speaks_json
+from skyserve.load_balancer.keys import Visitor
 from skyserve.load_balancer.pool import IDLE_LIMIT_S
 from skyserve.load_balancer.recent import QUIET_S
 from skyserve.load_balancer.upstream import UpstreamConnection, connect
@@ -58,10 +59,12 @@ _SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"T
 
 
 class Client(Protocol):
-    """The client's connection, as an exchange sees it. `peer` is its IP address, `scheme` http or https."""
+    """The client's connection, as an exchange sees it. `peer` is its IP address, `scheme` http or https. `visitor`
+    knows the API key that it has shown."""
 
     peer: bytes
     scheme: bytes
+    visitor: Visitor
     read_paused: bool
     write_paused: bool
 
@@ -306,6 +309,13 @@ class Exchange:
         else:
             again_s = self._door.retry_after_s()
             self.fail(503, "no_replica_ready", "no replica became ready in time", retry_after_s=again_s)
+
+    def show_key(self) -> None:
+        """See Waiting."""
+        keys = self._door.keys
+        refusal = None if keys is None else self._client.visitor.refusal(keys, self._head)
+        if refusal is not None:
+            self.fail(refusal.status, refusal.code, refusal.message)
 
     def _wait(self) -> None:
         settings, now = self._door.settings, self._door.time()

@@ -99,6 +99,7 @@ class RequestHead:
     name, the values of those that the door itself has to read or write. `length` is None when the body is chunked.
     `target` is in origin form (or `*`). It is not to be changed: the next request on its connection may have it again.
     `written` is what `headers.request_parts` keeps here for that one; as a head does, it belongs to one connection.
+    `admitted_by` is the set of API keys (`keys.Keys`) that has let it in.
     """
 
     method: bytes
@@ -112,6 +113,7 @@ class RequestHead:
     keep_alive: bool
     upgrade: bytes | None
     written: bytes | None = None
+    admitted_by: object = None
 
     @property
     def lines(self) -> list[bytes]:
@@ -253,6 +255,7 @@ def with_length(head: RequestHead, length: int) -> RequestHead:
         head.keep_alive,
         head.upgrade,
         head.written,
+        head.admitted_by,
     )
 
 

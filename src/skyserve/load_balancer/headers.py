@@ -143,6 +143,8 @@ def error_bytes(failure: Failure, *, json: bool, connection: bytes, with_body: b
         b"application/json" if json else b"text/plain; charset=utf-8",
     )
     body = _error_json(failure) if json else f"{failure.message}\n".encode()
+    if failure.status == 401:
+        head += b"WWW-Authenticate: Bearer\r\n"
     if failure.retry_after_s is not None:
         head += b"Retry-After: %d\r\n" % failure.retry_after_s
     return _own(head, connection, body, with_body=with_body)

@@ -25,7 +25,8 @@ from skyserve.load_balancer.framing import (
     with_length,
     without_blank_lines,
 )
-from skyserve.load_balancer.headers import Failure, began_in_json, error_bytes
+from skyserve.load_balancer.headers import Failure, began_in_json, error_bytes, speaks_json
+from skyserve.load_balancer.keys import Visitor
 from skyserve.load_balancer.tls import Certificate
 from skyserve.load_balancer.upstream import WRITE_BUFFER, set_options
 
@@ -93,6 +94,7 @@ class ClientConnection(asyncio.Protocol):
         "peer",
         "read_paused",
         "scheme",
+        "visitor",
         "write",
         "write_paused",
     )
@@ -102,6 +104,7 @@ class ClientConnection(asyncio.Protocol):
         self._others = others
         self.scheme = scheme
         self.peer = b"unknown"
+        self.visitor = Visitor()
         self.exchange: Exchange | None = None
         self.write_paused = False
         self._ahead = b""
@@ -262,6 +265,12 @@ class ClientConnection(asyncio.Protocol):
             return False
         self._scanned, self._head_started = 0, False
         whole = end + head.length if head.length is not None else 0
+        keys = self._door.keys
+        if keys is not None and head.admitted_by is not keys:
+            refusal = self.visitor.refusal(keys, head)
+            if refusal is not None:
+                self._turn_away(refusal, head, data, whole)
+                return True
         if end <= whole <= len(data):  # it has come with its body, as most do
             self._ahead = data[whole:]
             self.exchange = exchange = Exchange(self._door, self, head, data[end:whole])
@@ -276,6 +285,22 @@ class ClientConnection(asyncio.Protocol):
             self._ahead = data[end:]
             exchange.start()
         return True
+
+    def _turn_away(self, refusal: Failure, head: RequestHead, data: bytes, whole: int) -> None:
+        """Refuse a request of which nothing but the head is of interest, before anybody counts it. The connection stays
+        for the next one when this one is there as a whole, its `whole` bytes; otherwise its body is not waited for.
+
+        Without keys nothing of this is reached: it costs a request one look at the door."""
+        keep = 0 < whole <= len(data) and head.keep_alive and not self._door.refusing
+        word = b"close" if not keep else b"" if head.minor else b"keep-alive"
+        json = speaks_json(head.target, head.fields)
+        self._door.counters.responded(refusal.status)
+        self.write(error_bytes(refusal, json=json, connection=word, with_body=head.method != b"HEAD"))
+        if keep:
+            self._ahead = data[whole:]
+            self._deadline_at = self._door.time() + self._door.limits.idle_s
+        else:
+            self._linger()
 
     def _read_head(self, data: bytes) -> tuple[RequestHead | None, int]:
         """The head that `data` begins with, and where it ends; none while it is not whole. Raises BadMessage.

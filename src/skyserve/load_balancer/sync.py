@@ -18,6 +18,7 @@ from typing import cast
 from skyserve.load_balancer import metrics, wire
 from skyserve.load_balancer.crew import Crew
 from skyserve.load_balancer.door import Door
+from skyserve.load_balancer.keys import with_keys_in_force
 from skyserve.model.routing import RoutingTable
 
 REPORT_S = 1.0
@@ -42,6 +43,7 @@ class TableFile:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "table.json"
+        self._keys: tuple[str, ...] | None = None  # those in the file
 
     def load(self) -> RoutingTable | None:
         """The table, or None when there is none that can be read."""
@@ -52,18 +54,31 @@ class TableFile:
         except (OSError, wire.BadWord) as error:
             logger.warning("the kept routing table cannot be read: %s", error)
             return None
-        return order if isinstance(order, RoutingTable) else None
+        if not isinstance(order, RoutingTable):
+            return None
+        self._keys = order.api_keys
+        return order
 
     def save(self, table: RoutingTable) -> None:
-        """Replace it whole. A full disk must not stop the traffic, so a failure is only logged."""
+        """Replace it whole. A full disk must not stop the traffic, so a failure is only logged; but a table with other
+        API keys must not come back to life: without any, a door that starts waits for its controller."""
         aside = self._path.with_name(f".table.{os.getpid()}")
         try:
             with open(aside, "wb", opener=_private) as file:
                 file.write(wire.encode_table(table))
             aside.replace(self._path)
+            self._keys = table.api_keys
         except OSError as error:
             logger.warning("the routing table cannot be kept: %s", error)
-            aside.unlink(missing_ok=True)
+            self._forget(aside)
+            if table.api_keys != self._keys:
+                self._forget(self._path)
+
+    def _forget(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("%s cannot be removed: %s", path, error)
 
 
 class AdminServer:
@@ -122,8 +137,10 @@ class AdminServer:
         order = wire.decode_order(line)
         if isinstance(order, wire.Stop):
             self.stop(order.grace_s)
-        elif self.obey(order):
-            self._tables.save(order)
+            return
+        table = with_keys_in_force(order, self._door.table)
+        if self.obey(table):
+            self._tables.save(table)
         else:
             self.report_soon()
 

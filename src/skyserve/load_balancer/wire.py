@@ -18,6 +18,7 @@ from skyserve.model.evidence import LoadReport, VersionAnswers
 from skyserve.model.routing import Endpoint, RoutingTable
 from skyserve.model.service import LoadBalancer, ReplicaTls, Tls
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+):[0-9]{1,5}")
 
 
@@ -184,7 +185,15 @@ def _table(word: Mapping[str, object]) -> RoutingTable:
         shares={int(key): _number(share) for key, share in _mapping(word.get("shares", {})).items()},
         ready_at=_number_or_none(word.get("ready_at")),
         start_s=_number_or_none(word.get("start_s")),
+        api_keys=None if word.get("api_keys") is None else tuple(_digest(one) for one in _list(word["api_keys"])),
+        keys_unread=word.get("keys_unread", False) is not False,
     )
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise BadWord("an API key is not the digest of one")  # it may be the key itself: not to be shown
+    return value
 
 
 def _tls(word: Mapping[str, object]) -> Tls:
@@ -208,6 +217,7 @@ def _settings(word: Mapping[str, object]) -> LoadBalancer:
         slow_start_seconds=_number(word.get("slow_start_seconds", default.slow_start_seconds)),
         session_key=str(word.get("session_key", default.session_key)),
         workers=None if workers is None else _whole(workers),
+        api_keys=tuple(str(name) for name in _list(word.get("api_keys", []))),
     )
 
 

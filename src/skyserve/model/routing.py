@@ -34,6 +34,9 @@ class RoutingTable:
     without it all replicas are alike.
     `ready_at` is when another replica is expected to be ready, Unix seconds, and `start_s` how many seconds a replica
     takes from its launch to its readiness, as far as that is known: what clients that cannot be served now are told.
+    `api_keys` are SHA-256 digests, in hex, of the keys of which a request must show one: None lets everybody in, none
+    of them nobody. `keys_unread`: keys are wanted and could not be read; those in force stay, and without any nobody
+    is let in.
     """
 
     number: int
@@ -45,3 +48,5 @@ class RoutingTable:
     shares: Mapping[int, float] = field(default_factory=dict)
     ready_at: float | None = None
     start_s: float | None = None
+    api_keys: tuple[str, ...] | None = None
+    keys_unread: bool = False

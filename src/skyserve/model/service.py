@@ -155,6 +155,7 @@ class LoadBalancer:
     `slow_start_seconds`: how long it takes a new replica to get its full share.
     `workers`: processes that serve the endpoint's port; None leaves it to the door and its machine.
     `session_key`: what `session_affinity` goes by, `header:NAME` or `cookie:NAME`.
+    `api_keys`: names of secrets of the service, of which a request must show one; without any everybody may ask.
     """
 
     mode: str = "proxy"
@@ -170,6 +171,7 @@ class LoadBalancer:
     slow_start_seconds: float = 0.0
     session_key: str = "header:X-Session-ID"
     workers: int | None = None
+    api_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

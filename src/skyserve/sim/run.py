@@ -71,7 +71,7 @@ class Simulation:
         self, spec: ServiceSpec, market: Market, setting: Setting = USUAL, traffic: Traffic | None = None
     ) -> None:
         _refuse_senseless(spec, market, setting)
-        self._spec = replace(spec, secrets={})
+        self._spec = replace(spec, secrets={}, load_balancer=replace(spec.load_balancer, api_keys=()))
         self._market, self._setting, self._traffic = market, setting, traffic
         self._last = int(market.length_s / setting.tick_s + 1e-9)
         self._first = min(setting.ticks(setting.leave_out_s), self._last)

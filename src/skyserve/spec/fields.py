@@ -141,6 +141,12 @@ LOAD_BALANCER = Section(
             Integer(1, 64),
             "How many processes take requests at the endpoint. Not given: one for each CPU they may use, 4 at most.",
         ),
+        Field(
+            "api_keys",
+            ListOf(_ENV_NAME),
+            "Names of `secrets`. A request must show the value of one of them, as `Authorization: Bearer KEY` or "
+            "`X-API-Key: KEY`; any other gets 401. Not given: everybody may ask.",
+        ),
     ),
     "How requests are treated on their way to the replicas.",
 )

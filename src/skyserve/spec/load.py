@@ -9,9 +9,10 @@ from pathlib import Path
 
 from skyserve.errors import SpecError
 from skyserve.model.resources import ResourceChoice, Resources
-from skyserve.model.service import ServiceSpec
+from skyserve.model.service import LoadBalancer, ServiceSpec
 from skyserve.model.source import GitSource
 from skyserve.spec import shorthand
+from skyserve.spec.api_keys import read_api_keys
 from skyserve.spec.check import check, without_effect
 from skyserve.spec.document import YamlMap, YamlScalar, check_characters, read_document
 from skyserve.spec.fields import SERVICE_NAME, SERVICE_NAME_FORM, SERVICE_YAML
@@ -126,7 +127,7 @@ class _Reader:
             readiness_probe=service.readiness_probe(),
             replica_policy=service.replica_policy(),
             load_balancing_policy=service.load_balancing_policy(),
-            load_balancer=service.load_balancer(),
+            load_balancer=self._load_balancer(service, envs, secrets),
             rollout=read_rollout(section, self.problems),
             tls=service.tls(),
             replica_tls=service.replica_tls(),
@@ -139,6 +140,13 @@ class _Reader:
             num_nodes=root.integer("num_nodes", 1),
         )
         return spec, secrets
+
+    def _load_balancer(
+        self, service: ServiceReader, envs: Mapping[str, str], secrets: Mapping[str, str]
+    ) -> LoadBalancer:
+        names, warnings = read_api_keys(self.root, envs, secrets, self.problems)
+        self.warnings.extend(warnings)
+        return replace(service.load_balancer(), api_keys=names)
 
     def _name(self, suffix: str | None) -> str:
         given = self.root.text("name")
