@@ -37,9 +37,12 @@ TRACES = {
     "azure_conv": "azure2023_conv.csv.gz",
     "mooncake": "mooncake_conversation.jsonl.gz",
     "reason": "servegen_reason_deepseek-r1_clients.csv.gz",
-    "language": "servegen_language_m-small_clients.csv.gz",
+    "language": "servegen_language_m-large_clients.csv.gz",
+    "image": "servegen_multimodal_mm-image_clients.csv.gz",
 }
-"""Five recordings: code completion, chat, long contexts, a day of reasoning, a day of a language model."""
+"""An hour of code completion, of chat and of long contexts; a day of reasoning, of a language model and of images."""
+SHARE = {"language": 0.05}
+"""Of the largest recording, this part of the requests."""
 HEADROOMS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 POLICIES = ("ours", "skypilot", "knative")
 MEAN_REPLICAS = 8.0
@@ -85,10 +88,10 @@ class Outcome:
     cpu_s: float
 
 
-def workload(path: Path) -> tuple[Requests, Speed, float, float]:
+def workload(name: str, path: Path) -> tuple[Requests, Speed, float, float]:
     """The requests as recorded; replicas of such a size that the mean keeps MEAN_REPLICAS of them busy; how many
     requests one of those can do a second; and for how long they are played."""
-    requests = read_requests(str(path))
+    requests = read_requests(str(path), rate_scale=SHARE.get(name, 1.0))
     one = replace(Speed(), concurrency=1)
     busy = requests.mean_rate / requests_per_replica(requests, one)
     speed = replace(one, concurrency=max(1, round(busy / MEAN_REPLICAS)))
@@ -114,7 +117,7 @@ def policy_of(name: str, each: float, places: int, headroom: float) -> ReplicaPo
 def run(job: Job) -> Outcome:
     """One policy on one recording."""
     began = time.process_time()
-    requests, speed, each, lasts_s = workload(job.path)
+    requests, speed, each, lasts_s = workload(job.trace, job.path)
     spec = ServiceSpec(
         name="svc",
         run="serve",
