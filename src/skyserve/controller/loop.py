@@ -17,7 +17,7 @@ from skyserve.model.decision import Observation, Plan
 from skyserve.model.evidence import Listing, Silent
 from skyserve.model.replica import ReplicaStatus
 from skyserve.model.routing import RoutingTable
-from skyserve.model.service import Kind, ServiceSpec
+from skyserve.model.service import Kind, ReplicaTls, ServiceSpec
 from skyserve.spec.cron import Timetable
 from skyserve.store.base import Lease, ServiceState, Store
 
@@ -190,16 +190,20 @@ def _scrape(world: World, observation: Observation, plan: Plan) -> None:
         world.scraper.follow({}, None)
         return
     pages: dict[int, str] = {}
+    tls: dict[int, ReplicaTls] = {}
     if observation.specs[observation.latest_version].replica_policy.reads_engines:
         for replica in plan.replicas:
             if replica.status is ReplicaStatus.READY and replica.endpoint:
-                path = observation.specs[replica.version].replica_policy.engine_metrics_path
-                pages[replica.id] = f"http://{replica.endpoint}{path}"
+                spec = observation.specs[replica.version]
+                scheme, path = "https" if spec.replica_tls else "http", spec.replica_policy.engine_metrics_path
+                pages[replica.id] = f"{scheme}://{replica.endpoint}{path}"
+                if spec.replica_tls is not None:
+                    tls[replica.id] = spec.replica_tls
     metric: MetricQuestion | None = None
     try:
         metric = _metric(world, observation)
     finally:
-        world.scraper.follow(pages, metric)
+        world.scraper.follow(pages, metric, tls)
 
 
 def _metric(world: World, observation: Observation) -> MetricQuestion | None:

@@ -87,7 +87,8 @@ class ServiceReader:
         node = self.section.map("replica_tls")
         if node is None:
             return None
-        verify = _flag_or_none(node.node("verify")) is not False
+        said = node.node("verify")
+        verify = not (isinstance(said, YamlScalar) and said.value is False)
         tls = ReplicaTls(verify, node.text("ca_file"), node.text("server_name"))
         if tls.ca_file is not None and not verify:
             message = "`service.replica_tls.ca_file` has no effect with `verify: false`"
