@@ -105,20 +105,22 @@ def test_a_service_that_is_deleted_behind_our_back_is_buried(tmp_path: Path, mon
     asyncio.run(scenario())
 
 
-def test_copies_of_versions_that_nothing_runs_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_versions_that_are_old_and_that_nothing_runs_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         work = tmp_path / "work"
         work.mkdir()
         spec = replace(chat(), replica_policy=IDLE, workdir=str(work), secrets={"KEY": "f"})
         async with supervised(tmp_path / "home", monkeypatch) as supervisor:
             state = await supervisor.create(spec, {"KEY": "v"})
-            for _ in range(4):
+            for _ in range(12):
                 await supervisor.update(spec, {"KEY": "v"}, UpdateMode.ROLLING)
             tag = f"{state.name}-{state.uid}"
             kept = supervisor.config.service_dir(tag) / "versions"
-            assert sorted(path.name for path in kept.iterdir()) == ["4", "5"]
+            assert sorted(path.name for path in kept.iterdir()) == sorted(str(n) for n in range(4, 14))
             secrets = supervisor.config.secrets_dir / tag
-            assert sorted(path.name for path in secrets.iterdir()) == ["4.json", "5.json"]
+            assert sorted(path.name for path in secrets.iterdir()) == sorted(f"{n}.json" for n in range(4, 14))
 
     asyncio.run(scenario())
 

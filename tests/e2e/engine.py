@@ -2,7 +2,8 @@
 
 START_S: seconds before it listens. GATE: a file that must be there before it does. EXIT: exit at once with this code.
 NEVER: never listen. STUBBORN: ignore SIGTERM and leave a grandchild in a session of its own. UNHEALTHY: a file whose
-existence makes /health answer 500. CERTFILE, KEYFILE: speak TLS.
+existence makes /health answer 500. CERTFILE, KEYFILE: speak TLS. FAILS: of the POSTs, each such one is answered with
+500.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 
 REPLICA = os.environ.get("SKYPILOT_SERVE_REPLICA_ID", "?")
 VERSION = os.environ.get("ENGINE_VERSION", "1")
+ASKED = count(1)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,6 +37,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "FAILS" in os.environ and next(ASKED) % int(os.environ["FAILS"]) == 0:
+            self._answer(500, {"error": "out of luck"})
+            return
         if self.path == "/slow":
             time.sleep(0.3)
         self._answer(200, {**self._facts(), "echo": body.decode()})

@@ -112,12 +112,14 @@ def tree(settings: list[tuple[tuple[str, str], object]]) -> dict[str, object]:
     schedule: dict[str, object] = {"cron": "@daily", "min_replicas": 1}
     policy: dict[str, object] = {"min_replicas": 1, "custom_metric": metric, "schedules": [schedule]}
     balancer: dict[str, object] = {}
+    rollout: dict[str, object] = {}
     tls: dict[str, object] = {"keyfile": "k", "certfile": "c"}
     replica_tls: dict[str, object] = {}
     service: dict[str, object] = {
         "readiness_probe": probe,
         "replica_policy": policy,
         "load_balancer": balancer,
+        "rollout": rollout,
         "tls": tls,
         "replica_tls": replica_tls,
     }
@@ -126,7 +128,8 @@ def tree(settings: list[tuple[tuple[str, str], object]]) -> dict[str, object]:
     root: dict[str, object] = {"run": "x", "service": service, "resources": resources, "workdir": workdir}
     sections = {
         "": root, "service": service, "readiness_probe": probe, "replica_policy": policy, "load_balancer": balancer,
-        "custom_metric": metric, "schedules": schedule, "tls": tls, "replica_tls": replica_tls, "resources": resources,
+        "custom_metric": metric, "schedules": schedule, "rollout": rollout, "tls": tls, "replica_tls": replica_tls,
+        "resources": resources,
         "workdir": workdir,
     }  # fmt: skip
     for (section, key), value in settings:

@@ -17,7 +17,7 @@ from skyserve import errors
 from skyserve.errors import ControllerUnavailable, ProviderError, SkyServeError, SpecError
 from skyserve.model.codec import CodecError, JsonValue, from_json, to_json
 from skyserve.model.service import ServiceSpec, UpdateMode
-from skyserve.model.view import DecisionView, MixView, ProviderView, ServiceView
+from skyserve.model.view import DecisionView, HistoryView, MixView, ProviderView, ServiceView
 
 _T = TypeVar("_T")
 _CHUNK = 65536
@@ -87,6 +87,7 @@ class _Version:
 class _VersionedSpec:
     version: int
     spec: ServiceSpec
+    latest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +150,19 @@ class ControlClient:
         """One service. Raises ServiceNotFound."""
         return self._view(ServiceView, "GET", _path(name))
 
-    def spec(self, name: str) -> tuple[int, ServiceSpec]:
-        """The newest version of a service and its number."""
+    def spec(self, name: str) -> tuple[int, int, ServiceSpec]:
+        """The version that a service aims for, the number of its latest, and the spec of the former."""
         answer = self._view(_VersionedSpec, "GET", _path(name, "spec"))
-        return answer.version, answer.spec
+        return answer.version, answer.latest or answer.version, answer.spec
+
+    def history(self, name: str) -> HistoryView:
+        """The versions of a service. Raises ServiceNotFound."""
+        return self._view(HistoryView, "GET", _path(name, "versions"))
+
+    def rollback(self, name: str, to: int, mode: UpdateMode) -> int:
+        """Give a service an earlier version anew; the number of the version that it gets."""
+        body: JsonValue = {"to": to, "mode": mode.value}
+        return self._patient()._view(_Version, "POST", _path(name, "rollback"), body).version
 
     def down(self, name: str, *, purge: bool) -> None:
         """Take a service down; with `purge` it is forgotten even if something of it cannot be ended."""

@@ -46,12 +46,16 @@ class LaunchFlags(OverrideFlags):
     dryrun: bool
 
 
-class RunFlags(LaunchFlags):
-    """The launch flags, and how the command itself goes on."""
+class WaitFlags(TypedDict):
+    """How a command itself goes on: whether it asks, and how long it waits."""
 
     detach: bool
     yes: bool
     timeout: float | None
+
+
+class RunFlags(LaunchFlags, WaitFlags):
+    """The launch flags, and how the command itself goes on."""
 
 
 _FILE = click.Path(exists=True, dir_okay=False)
@@ -96,7 +100,7 @@ _LAUNCH_OPTIONS = (
     click.option("--dryrun", is_flag=True, help="Show the plan and stop."),
 )
 
-_RUN_OPTIONS = (
+_WAIT_OPTIONS = (
     click.option("--async/--no-async", "detach", default=False, help="Do not wait until the replicas are ready."),
     click.option("--yes", "-y", is_flag=True, help="Do not ask."),
     click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer than this."),
@@ -132,8 +136,28 @@ def launch_options(command: F) -> F:
     return command
 
 
-def run_options(command: F) -> F:
-    """Add everything that `up` and `update` share; the command receives it as `**flags`, a RunFlags."""
-    for option in reversed((*_LAUNCH_OPTIONS, *_RUN_OPTIONS, output_option)):
+def wait_options(command: F) -> F:
+    """Add what a command needs that changes something and waits for it; it receives it as `**flags`, a WaitFlags."""
+    for option in reversed((*_WAIT_OPTIONS, output_option)):
         command = option(command)
     return command
+
+
+def run_options(command: F) -> F:
+    """Add everything that `up` and `update` share; the command receives it as `**flags`, a RunFlags."""
+    for option in reversed((*_LAUNCH_OPTIONS, *_WAIT_OPTIONS, output_option)):
+        command = option(command)
+    return command
+
+
+def mode_option(command: F) -> F:
+    """Add how a version takes over; the command receives it as `mode`, a value of UpdateMode."""
+    from skyserve.model.service import UpdateMode  # what other commands have no use for
+
+    return click.option(
+        "--mode",
+        type=click.Choice([mode.value for mode in UpdateMode]),
+        default=UpdateMode.ROLLING.value,
+        show_default=True,
+        help="rolling replaces replicas one by one, blue_green switches all requests at once, canary in steps.",
+    )(command)

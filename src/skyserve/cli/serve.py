@@ -15,6 +15,8 @@ class _Serve(LazyGroup):
     commands_at: ClassVar[Mapping[str, str]] = {
         "up": "skyserve.cli.up:up",
         "update": "skyserve.cli.update:update",
+        "rollback": "skyserve.cli.rollback:rollback",
+        "history": "skyserve.cli.history:history",
         "status": "skyserve.cli.status:status",
         "logs": "skyserve.cli.logs:logs",
         "why": "skyserve.cli.why:why",

@@ -90,7 +90,7 @@ def _lines(session: Session, views: Sequence[ServiceView], *, verbose: bool) -> 
     troubles = tables.troubles(replicas)
     told = {line.strip() for block in troubles for line in block}
     notes = [f"{view.name}: {remark}" for view in views if (remark := tables.remark(view)) and remark not in told]
-    for block in (notes, *troubles):
+    for block in (notes, *(tables.rollout_lines(view) for view in views), *troubles):
         lines += ["", *block] if block else []
     return lines
 

@@ -16,7 +16,7 @@ REPLICA_HEADERS = ("SERVICE_NAME", "ID", "VERSION", "ENDPOINT", "LAUNCHED", "INF
 _PLAN_HEADERS = ("CLOUD", "INSTANCE", "vCPUs", "Mem(GB)", "ACCELERATORS", "REGION/ZONE", "COST ($)", "CHOSEN")
 REPLICA_EXPENDABLE = ("INFRA", "LAUNCHED", "RESOURCES")
 """What a narrow terminal does without, in this order."""
-_DETAIL_LINES = 10
+DETAIL_LINES = 10
 
 
 def service_row(view: ServiceView, *, verbose: bool) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def troubles(replicas: Sequence[ReplicaView]) -> list[list[str]]:
         if replica.detail.strip() and (has_failed(replica) or replica.status in ("PENDING", "NOT_READY")):
             tellers.setdefault((replica.service_name, replica.status, replica.detail), []).append(replica.id)
     return [
-        [_whose(service, status, ids), *(f"  {line}" for line in wording.last_lines(detail, _DETAIL_LINES))]
+        [_whose(service, status, ids), *(f"  {line}" for line in wording.last_lines(detail, DETAIL_LINES))]
         for (service, status, detail), ids in tellers.items()
     ]
 
@@ -68,6 +68,38 @@ def remark(view: ServiceView) -> str:
     """What a service waits for, in one line; empty when all is as it should be."""
     fine = view.status == "READY" and view.ready >= view.target
     return "" if fine else next(iter(view.note.splitlines()), "")
+
+
+def rollout_line(view: ServiceView) -> str:
+    """How far an update has come, and what its gate has seen; empty when none is under way."""
+    rollout = view.rollout
+    if rollout is None:
+        return ""
+    how = rollout.mode
+    if rollout.share is not None:
+        how += f", step {rollout.step} of {rollout.steps}: up to {rollout.share:.0%} of the requests"
+    line = f"version {rollout.version} is {rollout.state} ({how})"
+    if rollout.why:
+        line += f": {rollout.why}"
+    if rollout.answers or rollout.good_answers:
+        seen = (
+            (rollout.version, rollout.answers, rollout.errors),
+            (rollout.good, rollout.good_answers, rollout.good_errors),
+        )
+        line += "; failed answers: " + ", ".join(f"version {v} {bad} of {n}" for v, n, bad in seen)
+    return line
+
+
+def rollout_lines(view: ServiceView) -> list[str]:
+    """The update under way, or why the latest version is not the one that serves."""
+    line = rollout_line(view)
+    if line:
+        return [f"{view.name}: {line}"]
+    rejected = next((one for one in view.rejected if one.version == view.latest_version), None)
+    if rejected is None:
+        return []
+    told = [f"  {line}" for line in wording.last_lines(rejected.detail, DETAIL_LINES)]
+    return [f"{view.name}: version {rejected.version} was rolled back: {rejected.why}", *told]
 
 
 def _whose(service: str, status: str, ids: Sequence[int]) -> str:

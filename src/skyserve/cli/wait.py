@@ -18,7 +18,7 @@ from skyserve.cli.session import Session
 from skyserve.errors import ControllerUnavailable, ServiceNotFound, ServiceNotReady
 from skyserve.model.replica import COMING, ReplicaStatus
 from skyserve.model.service import ServiceStatus
-from skyserve.model.view import ReplicaView, ServiceView
+from skyserve.model.view import RejectedView, ReplicaView, ServiceView
 
 _POLL_S = 0.5
 _COMING = frozenset(status.value for status in COMING)
@@ -35,6 +35,8 @@ class Verdict(Enum):
     STUCK = "STUCK"
     """Failed, if nothing moves for a while."""
     FAILED = "FAILED"
+    GONE_BACK = "GONE_BACK"
+    """Failed, and all that there is to be said is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,13 @@ class Judgement:
 
 
 Judge = Callable[[ServiceView], Judgement]
-_PATIENCE_S = {Verdict.DONE: 0.0, Verdict.FAILED: 0.0, Verdict.SETTLED: 5.0, Verdict.STUCK: 30.0}
+_PATIENCE_S = {
+    Verdict.DONE: 0.0,
+    Verdict.FAILED: 0.0,
+    Verdict.SETTLED: 5.0,
+    Verdict.STUCK: 30.0,
+    Verdict.GONE_BACK: 1.0,
+}
 
 
 def all_ready(at_least: int) -> Judge:
@@ -82,6 +90,9 @@ def version_ready(version: int, at_least: int) -> Judge:
     """A judge for an update: done when the new version has all its replicas and the older ones are gone."""
 
     def judge(view: ServiceView) -> Judgement:
+        rejected = next((one for one in view.rejected if one.version == version), None)
+        if rejected is not None:
+            return _rolled_back(view, rejected)
         if view.latest_version > version:
             return Judgement(Verdict.FAILED, f"was updated again meanwhile, to version {view.latest_version}")
         if ended := _ended(view):
@@ -93,6 +104,15 @@ def version_ready(version: int, at_least: int) -> Judge:
         return Judgement(Verdict.WAIT) if older else _count(new, max(at_least, view.target))
 
     return judge
+
+
+def _rolled_back(view: ServiceView, rejected: RejectedView) -> Judgement:
+    """A version that the service no longer aims for. What its replicas wrote last may still be on its way."""
+    if view.rollout is None and any(r.version == rejected.version and _moves(r) for r in view.replicas):
+        return Judgement(Verdict.WAIT)
+    lines = "\n".join(f"  {line}" for line in wording.last_lines(rejected.detail, tables.DETAIL_LINES))
+    what = f"goes back: version {rejected.version} was rolled back: {rejected.why}"
+    return Judgement(Verdict.GONE_BACK, f"{what}\n{lines}" if lines else what)
 
 
 def _ended(view: ServiceView) -> Judgement | None:
@@ -132,6 +152,8 @@ def until(session: Session, name: str, judge: Judge, *, timeout_s: float | None 
             if timeout_s is not None and now - begun_at >= timeout_s:
                 raise _late(view, timeout_s)
             session.sleep(_POLL_S)
+    if judgement.verdict is Verdict.GONE_BACK:
+        raise ServiceNotReady(f"service '{name}' {judgement.why}", hint=_inspect(view, ()))
     if judgement.verdict in (Verdict.FAILED, Verdict.STUCK):
         raise _failed(view, judgement.why)
     return view
@@ -142,7 +164,7 @@ def rows(view: ServiceView, now: float, *, name_replicas: bool = False) -> list[
     prefix = f"{view.name} " if name_replicas else ""
     leaving = view.status == ServiceStatus.SHUTTING_DOWN.value
     ready = "" if leaving else f"{_ready_count(view.replicas)} of {view.target} ready"
-    told = "  ".join(part for part in (ready, tables.remark(view)) if part)
+    told = "  ".join(part for part in (ready, tables.rollout_line(view) or tables.remark(view)) if part)
     lines = [ProgressRow(f"'{view.name}'", view.status, told)]
     for replica in view.replicas:
         why = wording.last_lines(replica.detail, 1) if replica.status == ReplicaStatus.PENDING.value else []

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from skyserve import __version__
 from skyserve.controller import logs
+from skyserve.controller.history import history_view
 from skyserve.controller.supervisor import Supervisor
 from skyserve.controller.views import decision_views, provider_views, service_view
 from skyserve.decide.optimize import rank
@@ -91,6 +92,7 @@ def build(supervisor: Supervisor, identity: Identity) -> FastAPI:
     _controller_routes(app, supervisor, identity)
     _service_routes(app, supervisor)
     _change_routes(app, supervisor)
+    _version_routes(app, supervisor)
     _infra_routes(app, supervisor)
     return app
 
@@ -141,12 +143,6 @@ def _service_routes(app: FastAPI, supervisor: Supervisor) -> None:
     async def service(name: str) -> JSONResponse:
         return JSONResponse(to_json(await view(name)))
 
-    @app.get("/v1/services/{name}/spec")
-    async def spec(name: str) -> JSONResponse:
-        state = await supervisor.store.load(name)
-        latest = state.specs[state.latest_version]
-        return JSONResponse({"version": state.latest_version, "spec": to_json(latest)})
-
     @app.get("/v1/services/{name}/decisions")
     async def decisions(
         name: str, after: Count = 0, limit: Count | None = None, replica: Count | None = None
@@ -166,6 +162,36 @@ def _service_routes(app: FastAPI, supervisor: Supervisor) -> None:
         wanted = logs.Wanted(name, source, replica, follow, tail)
         stream = await logs.open_stream(supervisor, wanted)
         return StreamingResponse(_until_gone(stream), media_type="text/plain")
+
+
+def _version_routes(app: FastAPI, supervisor: Supervisor) -> None:
+    @app.get("/v1/services/{name}/spec")
+    async def spec(name: str) -> JSONResponse:
+        state = await supervisor.store.load(name)
+        aim = state.memory.rollout.aim(state.latest_version)
+        return JSONResponse({"version": aim, "latest": state.latest_version, "spec": to_json(state.specs[aim])})
+
+    @app.get("/v1/services/{name}/versions")
+    async def versions(name: str) -> JSONResponse:
+        state, stored = await supervisor.store.load(name), await supervisor.store.versions(name)
+        return JSONResponse(to_json(history_view(state, stored)))
+
+    @app.put("/v1/services/{name}")
+    async def update(name: str, request: Request) -> JSONResponse:
+        spec, body = await _spec(request)
+        if spec.name != name:
+            raise UsageError(f"the spec is named {spec.name!r}, not {name!r}")
+        mode = _mode(body.get("mode", "rolling"))
+        return JSONResponse({"version": await supervisor.update(spec, _secrets(spec, body), mode)})
+
+    @app.post("/v1/services/{name}/rollback")
+    async def rollback(name: str, request: Request) -> JSONResponse:
+        body = await _object_of(request)
+        to = body.get("to")
+        if to is not None and (isinstance(to, bool) or not isinstance(to, int)):
+            raise UsageError("`to` is no number of a version")
+        mode = _mode(body.get("mode", "rolling"))
+        return JSONResponse({"version": await supervisor.rollback(name, to, mode)})
 
 
 def _infra_routes(app: FastAPI, supervisor: Supervisor) -> None:
@@ -214,14 +240,6 @@ def _change_routes(app: FastAPI, supervisor: Supervisor) -> None:
         host, now = supervisor.config.endpoint_host, supervisor.clock.now()
         shown = service_view(state, host=host, now=now, load=None, trouble="")
         return JSONResponse(to_json(shown), status_code=201)
-
-    @app.put("/v1/services/{name}")
-    async def update(name: str, request: Request) -> JSONResponse:
-        spec, body = await _spec(request)
-        if spec.name != name:
-            raise UsageError(f"the spec is named {spec.name!r}, not {name!r}")
-        mode = _mode(body.get("mode", "rolling"))
-        return JSONResponse({"version": await supervisor.update(spec, _secrets(spec, body), mode)})
 
     @app.delete("/v1/services/{name}")
     async def down(name: str, purge: bool = False) -> JSONResponse:

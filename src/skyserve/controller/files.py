@@ -47,6 +47,17 @@ class Files:
                 self.drop(version)
                 raise
 
+    def copy(self, version: int, as_version: int) -> None:
+        """Keep the snapshots of a version under another number too. Raises StoreUnavailable when it does not fit."""
+        source, target = self._version(version), self._version(as_version)
+        if not source.exists():
+            return
+        try:
+            shutil.copytree(source, target, symlinks=True)
+        except (OSError, shutil.Error) as error:
+            self.drop(as_version)
+            raise StoreUnavailable(f"cannot copy {source}: {error}", hint="free some space and try again") from error
+
     def _pairs(self, spec: ServiceSpec, version: int) -> list[tuple[str, Path]]:
         pairs = [(spec.workdir, self.workdir(version))] if spec.workdir else []
         return pairs + [(source, self.mount(version, target)) for target, source in spec.file_mounts.items()]

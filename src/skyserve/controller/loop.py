@@ -11,10 +11,13 @@ from skyserve.clock import Clock, sleep_unless
 from skyserve.controller.metric import MetricQuestion, metric_question, needs_values
 from skyserve.controller.probe import Question, probed, question
 from skyserve.controller.senses import Acting, Doorkeeping, Probing, Quoting, Scraping, SecretReading, Watching
+from skyserve.decide import progress
 from skyserve.decide.reconcile import decide
+from skyserve.decide.rollout import on_trial
 from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Observation, Plan
 from skyserve.model.evidence import Listing, Silent
+from skyserve.model.offering import Offering
 from skyserve.model.replica import ReplicaStatus
 from skyserve.model.routing import RoutingTable
 from skyserve.model.service import Kind, ReplicaTls, ServiceSpec
@@ -88,9 +91,10 @@ async def _hold_lease(world: World) -> Lease:
 async def observe(world: World, state: ServiceState) -> Observation:
     """Gather what is known right now. Nothing here waits for a provider, a replica or the door."""
     tag = f"{state.name}-{state.uid}"
-    answers = _answers(world, state, tag)
-    now, policy = world.clock.now(), state.specs[state.latest_version].replica_policy
-    offerings = await world.offers.of(state.specs[state.latest_version], state.health) if state.wanted else ()
+    answers, answered = _answers(world, state, tag), world.prober.results()
+    offered = await _offerings(world, state)
+    aim = state.memory.rollout.aim(state.latest_version)
+    now, policy = world.clock.now(), state.specs[progress.carrier(state.latest_version, state.memory)].replica_policy
     return Observation(
         service=state.name,
         uid=state.uid,
@@ -104,11 +108,13 @@ async def observe(world: World, state: ServiceState) -> Observation:
         replicas=state.replicas,
         next_replica_id=state.next_replica_id,
         providers=answers,
-        probes=world.prober.results(),
+        probes={id_: answer for id_, answer in answered.items() if id_ > 0},
+        trials={-id_: answer for id_, answer in answered.items() if id_ < 0},
         outcomes=world.hands.outcomes(),
         in_flight=world.hands.in_flight(answers),
         load=world.door.load,
-        offerings=offerings,
+        offerings=offered.pop(aim, ()),
+        other_offerings=offered,
         evict=state.evict,
         halted=state.halted,
         health=state.health,
@@ -118,6 +124,16 @@ async def observe(world: World, state: ServiceState) -> Observation:
         metric=world.scraper.reading(),
         schedule=world.timetable.bounds_at(policy.schedules, now),
     )
+
+
+async def _offerings(world: World, state: ServiceState) -> dict[int, tuple[Offering, ...]]:
+    """What there is for the version that the service aims for, and for the one that it may have to go back to."""
+    if not state.wanted:
+        return {}
+    rollout = state.memory.rollout
+    versions = {rollout.aim(state.latest_version), rollout.good}
+    specs = {version: spec for version, spec in state.specs.items() if version in versions}
+    return {version: await world.offers.of(spec, state.health) for version, spec in specs.items()}
 
 
 def _answers(world: World, state: ServiceState, tag: str) -> dict[str, Listing | Silent]:
@@ -137,7 +153,7 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
     Raises StoreUnavailable when the secrets that a question needs cannot be read; all else has been done then.
     """
     world.hands.start(observation, plan)
-    latest = observation.specs[observation.latest_version]
+    latest = observation.specs[progress.carrier(observation.latest_version, plan.memory)]
     world.door.publish(
         RoutingTable(
             number=revision,
@@ -158,18 +174,23 @@ def act(world: World, observation: Observation, plan: Plan, revision: int) -> No
 
 
 def _probe(world: World, observation: Observation, plan: Plan) -> None:
-    """Ask the replicas whether they are ready."""
+    """Ask the replicas whether they are ready; under the negative of its id also one that is on trial for the version
+    that is aimed for."""
     questions: dict[int, Question] = {}
     following: dict[tuple[int, str], Question] = {}
     unreadable: StoreUnavailable | None = None
-    for replica, endpoint in probed(plan.replicas):
-        spec = observation.specs[replica.version]
+    aim = plan.memory.rollout.aim(observation.latest_version)
+    tried = on_trial(observation.specs, plan.replicas, aim)
+    wanted = [(replica.id, replica.version, endpoint) for replica, endpoint in probed(plan.replicas)]
+    wanted += [(-replica.id, aim, endpoint) for replica, endpoint in probed(tuple(tried))]
+    for place, version, endpoint in wanted:
+        spec = observation.specs[version]
         if spec.kind is Kind.CLUSTER:
             continue
-        key = (replica.version, endpoint)
+        key = (version, endpoint)
         asked = None if spec.secrets else world.asked.get(key)
         try:
-            questions[replica.id] = following[key] = asked or _question(world, observation.tag, spec, *key)
+            questions[place] = following[key] = asked or _question(world, observation.tag, spec, *key)
         except StoreUnavailable as error:
             unreadable = error
     world.asked = following
@@ -191,7 +212,8 @@ def _scrape(world: World, observation: Observation, plan: Plan) -> None:
         return
     pages: dict[int, str] = {}
     tls: dict[int, ReplicaTls] = {}
-    if observation.specs[observation.latest_version].replica_policy.reads_engines:
+    carrier = progress.carrier(observation.latest_version, plan.memory)
+    if observation.specs[carrier].replica_policy.reads_engines:
         for replica in plan.replicas:
             if replica.status is ReplicaStatus.READY and replica.endpoint:
                 spec = observation.specs[replica.version]
@@ -201,19 +223,19 @@ def _scrape(world: World, observation: Observation, plan: Plan) -> None:
                     tls[replica.id] = spec.replica_tls
     metric: MetricQuestion | None = None
     try:
-        metric = _metric(world, observation)
+        metric = _metric(world, observation, carrier)
     finally:
         world.scraper.follow(pages, metric, tls)
 
 
-def _metric(world: World, observation: Observation) -> MetricQuestion | None:
-    """What is asked for the user's metric."""
-    spec = observation.specs[observation.latest_version]
+def _metric(world: World, observation: Observation, version: int) -> MetricQuestion | None:
+    """What is asked for the user's metric, as this version wants it."""
+    spec = observation.specs[version]
     metric = spec.replica_policy.custom_metric
     if metric is None:
         return None
     private = spec.secrets and needs_values(metric)
-    secrets = world.secrets.get(observation.tag, observation.latest_version) if private else {}
+    secrets = world.secrets.get(observation.tag, version) if private else {}
     return metric_question(metric, {**spec.envs, **secrets})
 
 

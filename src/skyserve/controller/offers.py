@@ -18,6 +18,8 @@ from skyserve.providers.base import Candidates, Provider
 
 FRESH_S = 300.0
 """Age up to which remembered offerings are used without asking again, in seconds."""
+REMEMBERED = 2
+"""Versions with demands of their own whose offerings are remembered: the one to come, and the one to go back to."""
 PATIENCE_S = 1.0
 """How long a look waits for the answers. It goes on with what was known before, and a later look finds them."""
 
@@ -30,16 +32,28 @@ class Offered:
     refusals: tuple[tuple[str, str], ...]
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is known for one set of demands, since when, and the question under way."""
+
+    want: tuple[object, ...]
+    offered: Offered = Offered((), ())
+    at: float = 0.0
+    asking: asyncio.Task[Offered] | None = None
+
+    def close(self) -> None:
+        if self.asking is not None:
+            self.asking.cancel()
+            self.asking = None
+
+
 class Offers:
-    """Offerings of all enabled providers for the resources of one service's latest version."""
+    """Offerings of all enabled providers for the resources of one service's versions, of which few are in use."""
 
     def __init__(self, providers: Mapping[str, Provider], clock: Clock) -> None:
         self._providers = providers
         self._clock = clock
-        self._want: tuple[object, ...] = ()
-        self._known = Offered((), ())
-        self._known_at = 0.0
-        self._asking: asyncio.Task[Offered] | None = None
+        self._known: list[_Known] = []
 
     async def of(self, spec: ServiceSpec, health: Sequence[Cooldown]) -> tuple[Offering, ...]:
         """The best that the spec could run on, in order; the providers are asked again when their answer is old.
@@ -47,22 +61,28 @@ class Offers:
         A provider that takes its time holds up nothing that is known already.
         """
         now = self._clock.now()
-        if (want := demands.of(spec)) != self._want:
-            self.close()
-            self._want, self._known = want, Offered((), ())
-        if self._asking is None and (not self._known.offerings or now - self._known_at > FRESH_S):
-            self._asking = asyncio.create_task(self.ask(spec))
-            await asyncio.wait({self._asking}, timeout=PATIENCE_S)
-        if self._asking is not None and self._asking.done():
-            fresh, self._asking, self._known_at = self._asking.result(), None, now
-            self._known = fresh if fresh.offerings else self._known
-        return shortlisted(rank(self._known.offerings, spec), health, now)
+        known = self._of_demands(demands.of(spec))
+        if known.asking is None and (not known.offered.offerings or now - known.at > FRESH_S):
+            known.asking = asyncio.create_task(self.ask(spec))
+            await asyncio.wait({known.asking}, timeout=PATIENCE_S)
+        if known.asking is not None and known.asking.done():
+            fresh, known.asking, known.at = known.asking.result(), None, now
+            known.offered = fresh if fresh.offerings else known.offered
+        return shortlisted(rank(known.offered.offerings, spec), health, now)
+
+    def _of_demands(self, want: tuple[object, ...]) -> _Known:
+        """What is known for these demands, which then are those used last; the one unused for longest makes room."""
+        known = next((known for known in self._known if known.want == want), None) or _Known(want)
+        self._known = [known, *(other for other in self._known if other is not known)]
+        for forgotten in self._known[REMEMBERED:]:
+            forgotten.close()
+        del self._known[REMEMBERED:]
+        return known
 
     def close(self) -> None:
         """Wait for no answer any more."""
-        if self._asking is not None:
-            self._asking.cancel()
-            self._asking = None
+        for known in self._known:
+            known.close()
 
     async def ask(self, spec: ServiceSpec) -> Offered:
         """Ask every provider now, all at once, for what it can deliver whole."""

@@ -15,7 +15,7 @@ import aiohttp
 
 from skyserve.clock import Clock
 from skyserve.config import Config
-from skyserve.controller import admission
+from skyserve.controller import admission, history
 from skyserve.controller.act import Hands, launch_order
 from skyserve.controller.cluster import NoDoor
 from skyserve.controller.door import Door, DoorPlace
@@ -30,11 +30,12 @@ from skyserve.decide.optimize import rank, shortlisted
 from skyserve.errors import LeaseLost, ProviderError, ServiceNotFound, StoreUnavailable, UsageError
 from skyserve.model.evidence import LoadReport, Silent
 from skyserve.model.replica import ALIVE, Replica, ReplicaStatus
+from skyserve.model.rollout import VERSIONS_KEPT
 from skyserve.model.service import Kind, ServiceSpec, UpdateMode
 from skyserve.model.view import MixView
 from skyserve.providers.base import Exit, LaunchOrder
 from skyserve.providers.registry import Roster
-from skyserve.store.base import ServiceState, Store
+from skyserve.store.base import ServiceState, Store, StoredVersion, used_versions
 from skyserve.store.secrets import SecretStore
 
 RESTART_PAUSE_S = 1.0
@@ -165,6 +166,25 @@ class Supervisor:
                 raise
             await asyncio.to_thread(self._forget_unused, state, version)
         self._nudge(spec.name)
+        return version
+
+    async def rollback(self, name: str, to: int | None, mode: UpdateMode) -> int:
+        """Give a service the spec, files and secrets of an earlier version anew; the number of the new version.
+
+        Raises UsageError when there is none to go back to.
+        """
+        async with self._writing:
+            state, stored = await self.store.load(name), await self.store.versions(name)
+            back = history.target(state, stored, to)
+            tag, version = f"{state.name}-{state.uid}", state.latest_version + 1
+            try:
+                await asyncio.to_thread(self._keep_again, tag, back, version)
+                version = await self.store.put_version(back.spec, mode=mode, now=self.clock.now())
+            except BaseException:
+                self._forget_version(tag, version)
+                raise
+            await asyncio.to_thread(self._forget_unused, state, version)
+        self._nudge(name)
         return version
 
     async def down(self, name: str, *, purge: bool) -> None:
@@ -394,11 +414,15 @@ class Supervisor:
         if spec.secrets:
             self._secrets.put(tag, version, dict(secrets))
 
+    def _keep_again(self, tag: str, back: StoredVersion, version: int) -> None:
+        self._files(tag).copy(back.version, version)
+        if back.spec.secrets:
+            self._secrets.put(tag, version, self._secrets.get(tag, back.version))
+
     def _forget_unused(self, before: ServiceState, latest: int) -> None:
         """Give back the space of versions that nothing will be launched with again."""
-        tag, used = f"{before.name}-{before.uid}", {before.latest_version}
-        used.update(version for r in before.replicas for version in (r.version, r.launched_version))
-        for version in set(range(1, latest)) - used:
+        tag, used = f"{before.name}-{before.uid}", used_versions(latest, before.replicas, before.memory)
+        for version in set(range(1, latest - VERSIONS_KEPT + 1)) - used:
             self._forget_version(tag, version)
 
     def _forget_version(self, tag: str, version: int) -> None:

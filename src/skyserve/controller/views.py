@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from skyserve.decide.progress import carrier
 from skyserve.decide.status import service_status
 from skyserve.model.decision import Action, Decision, Launch, Reason, Terminate
 from skyserve.model.evidence import LoadReport
 from skyserve.model.offering import CapacityType, Offering
 from skyserve.model.replica import Replica, ReplicaStatus
-from skyserve.model.service import ServiceSpec
-from skyserve.model.view import DecisionView, ProviderView, ReplicaView, ServiceView
+from skyserve.model.service import ServiceSpec, UpdateMode
+from skyserve.model.view import DecisionView, ProviderView, RejectedView, ReplicaView, RolloutView, ServiceView
 from skyserve.spec.describe import choice_text, policy_text
 from skyserve.store.base import ServiceState
 
 
 def service_view(state: ServiceState, *, host: str, now: float, load: LoadReport | None, trouble: str) -> ServiceView:
     """One service with its replicas, as people see it."""
-    latest = state.specs[state.latest_version]
+    aim = state.memory.rollout.aim(state.latest_version)
+    latest = state.specs[carrier(state.latest_version, state.memory)]
     ready = [r for r in state.replicas if r.status is ReplicaStatus.READY]
     status = service_status(
         state.replicas,
         state.memory,
         wanted=state.wanted,
-        latest_version=state.latest_version,
+        latest_version=aim,
         target=state.target,
     )
     in_flight = load.in_flight if load else None
@@ -44,6 +46,33 @@ def service_view(state: ServiceState, *, host: str, now: float, load: LoadReport
         note=trouble or state.note,
         kind=latest.kind.value,
         replicas=tuple(_replica_view(state, r, in_flight) for r in sorted(state.replicas, key=lambda r: r.id)),
+        rollout=_rollout_view(state),
+        rejected=tuple(RejectedView(r.version, r.at, r.why, r.detail) for r in state.memory.rollout.rejected),
+    )
+
+
+def _rollout_view(state: ServiceState) -> RolloutView | None:
+    """How far the latest version has come; None when nothing is under way."""
+    memory, mode = state.memory.rollout, state.update_mode
+    good, spec = memory.good, state.specs.get(memory.version)
+    if good is None or spec is None or memory.version != state.latest_version or good == memory.version:
+        return None
+    old, new, steps = memory.gate.old, memory.gate.new, spec.rollout.canary_steps
+    going = "starting" if memory.step_at is None else "proving"
+    in_step = mode is UpdateMode.CANARY and not memory.proven and memory.step < len(steps)
+    return RolloutView(
+        version=memory.version,
+        good=good,
+        mode=mode.value,
+        state="stopped" if memory.stopped else "taking over" if memory.proven else going,
+        step=memory.step + 1 if in_step else 0,
+        steps=len(steps) if in_step else 0,
+        share=steps[memory.step] if in_step else None,
+        answers=new.answers,
+        errors=new.errors,
+        good_answers=old.answers,
+        good_errors=old.errors,
+        why=memory.stopped,
     )
 
 

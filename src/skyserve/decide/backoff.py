@@ -6,7 +6,7 @@ been ready is given up after a number of rounds, because machines cost money; on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from skyserve.model.decision import FailureMemory
@@ -34,9 +34,14 @@ class Verdict:
 
 
 def remember(
-    memory: Sequence[FailureMemory], before: Sequence[Replica], after: Sequence[Replica], now: float
+    memory: Sequence[FailureMemory],
+    before: Sequence[Replica],
+    after: Sequence[Replica],
+    now: float,
+    kept: Collection[int] = (),
 ) -> tuple[FailureMemory, ...]:
-    """The failure memory after this step's changes; versions without replicas or failures are dropped."""
+    """The failure memory after this step's changes; versions without replicas or failures are dropped, but for those
+    that are `kept`: one that has served is never given up, whatever becomes of its replicas."""
     by_version = {entry.version: entry for entry in memory}
     was_failed = {r.id for r in before if r.status is ReplicaStatus.FAILED}
     for replica in after:
@@ -51,7 +56,11 @@ def remember(
         elif _newly_failed(replica, was_failed):
             entry = replace(entry, consecutive=entry.consecutive + 1, last_at=now, detail=replica.first_line)
         by_version[replica.version] = entry
-    return tuple(by_version[version] for version in sorted(by_version) if _worth_keeping(by_version[version], after))
+    return tuple(
+        by_version[version]
+        for version in sorted(by_version)
+        if version in kept or _worth_keeping(by_version[version], after)
+    )
 
 
 def _newly_failed(replica: Replica, was_failed: set[int]) -> bool:

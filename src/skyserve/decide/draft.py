@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from skyserve.decide.rollout import Stage
 from skyserve.model.decision import Action, Memory, Note, Observation, Reason
 from skyserve.model.health import Cooldown
 from skyserve.model.replica import Replica
@@ -13,7 +14,8 @@ from skyserve.model.replica import Replica
 class Draft:
     """`o` is what was observed; the rest becomes the plan. `health` is what is known of capacity
     pools, with what this step learnt. `wake` collects instants at which to look again, `asked_now` the replicas whose
-    launch this plan asks for."""
+    launch this plan asks for. `target` is for the latest version, `floor` what older ones carry until it is proven, and
+    `stage` what its rollout allows."""
 
     o: Observation
     replicas: list[Replica]
@@ -21,6 +23,8 @@ class Draft:
     health: tuple[Cooldown, ...]
     next_replica_id: int
     target: int = 0
+    floor: int = 0
+    stage: Stage = Stage()
     actions: list[Action] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     waiting: list[Reason] = field(default_factory=list)

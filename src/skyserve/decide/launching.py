@@ -35,6 +35,9 @@ def _not_replaced(draft: Draft) -> Reason | None:
 def _held_back(draft: Draft) -> Reason | None:
     """Why nothing is launched although something is missing; None when nothing forbids it."""
     now, version = draft.o.now, draft.o.latest_version
+    rollout = draft.memory.rollout
+    if rollout.stopped and rollout.version == version:
+        return Reason(ReasonCode.ROLLOUT_STOPPED, f"version {version} goes no further: {rollout.stopped}")
     verdict = backoff.judge(draft.memory.failures, version, draft.target)
     entry = next((m for m in draft.memory.failures if m.version == version), None)
     if entry is None:
@@ -72,9 +75,11 @@ def _token(o: Observation, replica_id: int, attempt: int) -> str:
 
 
 def place_pending(draft: Draft, because: Reason) -> None:
-    """Give each pending replica the best offering and ask for it; ask again where an answer never came."""
+    """Give each pending replica of the latest version the best offering and ask for it; ask again where an answer never
+    came."""
     o = draft.o
-    unplaced = [r for r in draft.replicas if r.status is ReplicaStatus.PENDING and r.offering is None]
+    pending = [r for r in draft.replicas if r.status is ReplicaStatus.PENDING and r.offering is None]
+    unplaced = [r for r in pending if r.version == o.latest_version]
     if unplaced:  # one choice serves them all: nothing it rests on changes within a step
         choice = optimize.choose(optimize.rank(o.offerings, o.specs[o.latest_version]), draft.health, o.now)
     for replica in unplaced:
@@ -123,5 +128,6 @@ def _ask_again(draft: Draft, replica: Replica) -> None:
         return
     again = replace(replica, retry_at=None)
     draft.put(again)
+    draft.asked_now.add(replica.id)
     because = Reason(ReasonCode.RETRY_LAUNCH, "the launch was decided, but its answer never came: asked again")
     draft.actions.append(Launch(again, because))

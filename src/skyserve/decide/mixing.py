@@ -35,23 +35,18 @@ class _Market:
     on_demand: tuple[Offering, ...]
 
 
-def follow(draft: Draft) -> None:
-    """Bring the replicas of the latest version to the placer's mix, and let older versions go as they are replaced."""
+def follow(draft: Draft, because: Reason, room: int) -> None:
+    """Bring the replicas of the latest version to the placer's mix, with at most `room` more of them than there are."""
     o, spec = draft.o, draft.o.specs[draft.o.latest_version]
-    alive = [r for r in draft.replicas if r.counts]
-    new = [r for r in alive if r.version == o.latest_version]
-    old = [r for r in alive if r.version != o.latest_version]
+    new = [r for r in draft.replicas if r.counts and r.version == o.latest_version]
     market = _market(o.offerings, draft.health, o.now, spec)
     view, base = _view(draft, spec, new, market)
     mix = _mix(draft, view)
     draft.memory = replace(draft.memory, placement=mix.memory)
     if mix.wake_at is not None and mix.wake_at > o.now:
         draft.wake.append(max(mix.wake_at, o.now + SHORTEST_WAIT_S))
-    because = rollout.why_launch(o, draft.replicas, new, old, draft.target)
-    for replica, why in rollout.replaced(o, old, new, draft.target):
-        removal.let_go(draft, replica, why)
     _let_go(draft, new, mix, base)
-    _launch(draft, _Wanted(view, mix, base, market, because), rollout.room(o, len(new), len(old), draft.target))
+    _launch(draft, _Wanted(view, mix, base, market, because), room)
 
 
 def preview(spec: ServiceSpec, offerings: Sequence[Offering], known: Sequence[Cooldown], now: float) -> MixView:

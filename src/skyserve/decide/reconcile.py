@@ -14,6 +14,7 @@ from skyserve.decide import (
     mixing,
     optimize,
     power,
+    progress,
     removal,
     rollout,
     setback,
@@ -23,6 +24,7 @@ from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
 from skyserve.model.evidence import Silent
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.routing import Endpoint
+from skyserve.model.service import UpdateMode
 
 NOTHING_EXPECTED_S = 86400.0
 """When a plan asks to be looked at again though nothing is expected to happen: the loop looks more often by itself."""
@@ -32,16 +34,19 @@ RECHECK_S = 0.5
 
 def decide(o: Observation) -> Plan:
     """What to do about a service, given what was observed. Pure: the same observation gives the same plan."""
-    o = setback.without_future(o)
+    o = progress.aimed(setback.without_future(o))
     draft = Draft(o, list(o.replicas), o.memory, o.health, o.next_replica_id)
     _advance(draft)
     _learn(draft)
+    progress.begin(draft)
     _aim(draft)
+    rolled_back = progress.follow(draft)
     removal.on_request(draft)
     removal.on_notice(draft)
     if o.wanted:
         power.follow(draft)
-        _follow_target(draft)
+        if not rolled_back:
+            _follow_target(draft)
     else:
         removal.take_down(draft)
     removal.clean_up(draft)
@@ -73,15 +78,22 @@ def _advance(draft: Draft) -> None:
 
 def _learn(draft: Draft) -> None:
     o = draft.o
-    failures = backoff.remember(o.memory.failures, o.replicas, draft.replicas, o.now)
+    kept = () if o.memory.rollout.good is None else (o.memory.rollout.good,)
+    failures = backoff.remember(o.memory.failures, o.replicas, draft.replicas, o.now, kept)
     draft.memory = replace(draft.memory, failures=failures)
     draft.learnt = health.learn(o, o.replicas, draft.replicas)
     draft.health = health.merge(o.health, draft.learnt)
 
 
 def _aim(draft: Draft) -> None:
-    aimed = autoscale.target(draft.o)
-    draft.target = aimed.count
+    """How many replicas are wanted. Until the latest version is proven, the policy of the one before it says so."""
+    o, latest = draft.o, draft.o.latest_version
+    governing = progress.carrier(latest, draft.memory)
+    aimed = autoscale.target(o if governing == latest else progress.towards(o, governing))
+    draft.floor = draft.target = aimed.count
+    if governing != latest and o.wanted:
+        policy, old = o.specs[latest].replica_policy, o.specs[governing].replica_policy
+        draft.target = progress.count_for(policy, old, aimed.count)
     draft.memory = replace(draft.memory, autoscale=aimed.memory)
     draft.notes += aimed.notes
     draft.waiting += aimed.waiting
@@ -90,14 +102,34 @@ def _aim(draft: Draft) -> None:
 
 
 def _follow_target(draft: Draft) -> None:
-    if draft.o.specs[draft.o.latest_version].on_spot:
-        mixing.follow(draft)
-        return
-    split = rollout.split(draft.o, draft.replicas, draft.target)
+    o, stage = draft.o, draft.stage
+    split = rollout.split(o, draft.replicas, draft.target, stage)
+    mixed = o.specs[o.latest_version].on_spot and (stage.keeps is None or o.update_mode is UpdateMode.BLUE_GREEN)
     for replica, because in split.remove:
-        removal.let_go(draft, replica, because)
+        if not (mixed and replica.version == o.latest_version):  # else the placer says which
+            removal.let_go(draft, replica, because)
+    if stage.keeps is not None:
+        _keep(draft, stage.keeps)
+    if mixed:
+        mixing.follow(draft, split.launch_because, split.room)
+        return
     launching.add_missing(draft, split.launch)
     launching.place_pending(draft, split.launch_because)
+
+
+def _keep(draft: Draft, version: int) -> None:
+    """Launch what the version that carries the service lacks, as if it were the latest one."""
+    latest, target = draft.o, draft.target
+    short = rollout.missing(latest, draft.replicas, target, draft.stage)
+    draft.o, draft.target = progress.towards(latest, version), draft.stage.floor
+    new = [r for r in draft.replicas if r.counts and r.version == version]
+    because = rollout.why_launch(draft.o, draft.replicas, new, (), draft.target)
+    if draft.o.specs[version].on_spot and latest.update_mode is not UpdateMode.BLUE_GREEN:
+        mixing.follow(draft, because, short)
+    else:
+        launching.add_missing(draft, short)
+        launching.place_pending(draft, because)
+    draft.o, draft.target = latest, target
 
 
 def _explain_silence(draft: Draft) -> None:
@@ -118,11 +150,12 @@ def _plan(draft: Draft) -> Plan:
         memory=draft.memory,
         next_replica_id=draft.next_replica_id,
         wake_at=max(now, min([*_deadlines(draft), *draft.wake], default=now + NOTHING_EXPECTED_S)),
-        target=draft.target,
+        target=max(draft.target, draft.stage.floor),
         notes=tuple(draft.notes),
         waiting=tuple(draft.waiting),
         learnt=draft.learnt,
         finished=removal.is_finished(draft),
+        shares=rollout.shares(draft.o, draft.replicas, draft.target, draft.stage),
     )
 
 

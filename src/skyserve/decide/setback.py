@@ -12,6 +12,7 @@ from skyserve.decide import autoscale
 from skyserve.model.decision import AutoscaleMemory, Memory, Observation
 from skyserve.model.placement import PlacementMemory
 from skyserve.model.replica import Replica
+from skyserve.model.rollout import RolloutMemory
 
 
 def without_future(o: Observation) -> Observation:
@@ -51,7 +52,13 @@ def _memory(memory: Memory, now: float) -> Memory:
         failures=tuple(replace(entry, last_at=min(entry.last_at, now)) for entry in memory.failures),
         autoscale=_autoscale(memory.autoscale, now),
         placement=PlacementMemory() if (memory.placement.at or 0.0) > now else memory.placement,
+        rollout=_rollout(memory.rollout, now),
     )
+
+
+def _rollout(memory: RolloutMemory, now: float) -> RolloutMemory:
+    rejected = tuple(replace(one, at=min(one.at, now)) for one in memory.rejected)
+    return replace(memory, since_at=min(memory.since_at, now), step_at=_past(memory.step_at, now), rejected=rejected)
 
 
 def _autoscale(memory: AutoscaleMemory, now: float) -> AutoscaleMemory:

@@ -117,12 +117,13 @@ class SessionAffinity:
 
     def pick(self, request: RequestHead, endpoints: Sequence[C], rng: Random) -> C:
         """See Policy."""
-        session = self._session(request)
+        session = self.session(request)
         if not session:
             return self._others.pick(request, endpoints, rng)
         return max(endpoints, key=lambda endpoint: _attraction(session, endpoint))
 
-    def _session(self, request: RequestHead) -> bytes:
+    def session(self, request: RequestHead) -> bytes:
+        """What names the session of a request; empty where nothing does."""
         size = len(self._field)
         for line in request.lines:
             if line[:size].lower() != self._field:

@@ -11,6 +11,7 @@ from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
 from skyserve.model.placement import PlacementMemory
 from skyserve.model.replica import Replica
+from skyserve.model.rollout import RolloutMemory
 from skyserve.model.routing import Endpoint
 from skyserve.model.scaling import Bounds, EngineSample, MetricReading
 from skyserve.model.service import ServiceSpec, UpdateMode
@@ -37,6 +38,10 @@ class ReasonCode(Enum):
     RETRY_LAUNCH = "RETRY_LAUNCH"
     STATUS_CHANGED = "STATUS_CHANGED"
     RELABELLED = "RELABELLED"
+    PROMOTED = "PROMOTED"
+    ROLLED_BACK = "ROLLED_BACK"
+    GATE_WAITING = "GATE_WAITING"
+    ROLLOUT_STOPPED = "ROLLOUT_STOPPED"
     CRASH_LOOP_BACKOFF = "CRASH_LOOP_BACKOFF"
     GAVE_UP = "GAVE_UP"
     NO_CAPACITY = "NO_CAPACITY"
@@ -180,6 +185,7 @@ class Memory:
     autoscale: AutoscaleMemory = AutoscaleMemory()
     asked: tuple[str, ...] = ()
     placement: PlacementMemory = PlacementMemory()
+    rollout: RolloutMemory = RolloutMemory()
     starts: tuple[float, ...] = ()
 
 
@@ -191,8 +197,11 @@ class Observation:
     service down; `purge` means without waiting for anybody. `in_flight` holds the keys of actions that are under way,
     or too recent for the listings to show them (launch tokens, instance ids). `evict` holds replicas that the user
     asked to remove; `halted` is True while the user wants its machine stopped. `health` is what all services together
-    know of capacity pools. `revision` is the stored state this was read from. `engines` are the replicas' own metrics
-    and `metric` is the user's, as last read; `schedule` are the bounds that the policy's schedules set now.
+    know of capacity pools. `revision` is the stored state this was read from. `offerings` are those for the version
+    that the service aims for, `other_offerings` those for another version that may be launched. `trials` are the
+    answers of ready replicas to the probe of the version that they would count as. `engines` are the
+    replicas' own metrics and `metric` is the user's, as last read; `schedule` are the bounds that the policy's
+    schedules set now.
     """
 
     service: str
@@ -208,10 +217,12 @@ class Observation:
     next_replica_id: int
     providers: Mapping[str, Listing | Silent] = field(default_factory=dict)
     probes: Mapping[int, ProbeResult] = field(default_factory=dict)
+    trials: Mapping[int, ProbeResult] = field(default_factory=dict)
     outcomes: tuple[Outcome, ...] = ()
     in_flight: tuple[str, ...] = ()
     load: LoadReport | None = None
     offerings: tuple[Offering, ...] = ()
+    other_offerings: Mapping[int, tuple[Offering, ...]] = field(default_factory=dict)
     evict: tuple[int, ...] = ()
     halted: bool = False
     health: tuple[Cooldown, ...] = ()

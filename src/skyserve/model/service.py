@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from skyserve.model.resources import ResourceChoice
+from skyserve.model.rollout import Rollout
 from skyserve.model.scaling import CustomMetric, Schedule
 
 
@@ -200,6 +201,7 @@ class ServiceSpec:
     replica_policy: ReplicaPolicy = ReplicaPolicy()
     load_balancing_policy: str = "least_load"
     load_balancer: LoadBalancer = LoadBalancer()
+    rollout: Rollout = Rollout()
     tls: Tls | None = None
     port: int = 8080
     resources: ResourceChoice = ResourceChoice()
@@ -225,6 +227,10 @@ class ServiceSpec:
         if self.workdir or other.workdir or self.file_mounts or other.file_mounts:
             return False
         return self._launch_part == other._launch_part
+
+    def shares_probe_with(self, other: ServiceSpec) -> bool:
+        """Whether a replica is asked the same, in the same way, under both."""
+        return (self.readiness_probe, self.replica_tls) == (other.readiness_probe, other.replica_tls)
 
     @property
     def _launch_part(self) -> tuple[object, ...]:

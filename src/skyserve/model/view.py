@@ -29,12 +29,67 @@ class ReplicaView:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutView:
+    """How far version `version` has come in taking over from version `good`.
+
+    `state` is `starting`, `proving`, `taking over` or `stopped`; `share` is the part of the requests that a canary gets
+    at most, in step `step` of `steps`. Of the `answers` of each version since it began, `errors` failed.
+    """
+
+    version: int
+    good: int
+    mode: str
+    state: str
+    step: int = 0
+    steps: int = 0
+    share: float | None = None
+    answers: int = 0
+    errors: int = 0
+    good_answers: int = 0
+    good_errors: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedView:
+    """A version that was rolled back; `detail` are the last log lines of its replicas."""
+
+    version: int
+    at: float
+    why: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionView:
+    """One row of `sky serve history`. `changes` are the keys in which it differs from the version before it."""
+
+    version: int
+    created_at: float
+    mode: str
+    status: str
+    why: str = ""
+    changes: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryView:
+    """The versions of a service; `current` carries it, `back_to` is the one that a rollback goes back to."""
+
+    versions: tuple[VersionView, ...]
+    current: int
+    back_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceView:
     """One row of the service table, with its replicas.
 
     `versions` are the versions that have a ready replica; `ready` of `total` replicas that have not failed;
     `uptime_s` counts from the first readiness, None before it; `note` says in a sentence what the service waits for.
-    `kind` is `service` or `cluster`.
+    `kind` is `service` or `cluster`. `rollout` is that of the latest version while it goes on, `rejected` are versions
+    that were rolled back.
     """
 
     name: str
@@ -53,6 +108,8 @@ class ServiceView:
     note: str = ""
     replicas: tuple[ReplicaView, ...] = ()
     kind: str = "service"
+    rollout: RolloutView | None = None
+    rejected: tuple[RejectedView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from skyserve.model.resources import Resources
+from skyserve.model.rollout import Rollout
 from skyserve.model.service import LoadBalancer, ReadinessProbe, ReplicaPolicy, ReplicaTls, ServiceSpec
 from skyserve.spec.kinds import Anything, Boolean, Field, Integer, ListOf, MapOf, Number, OneOf, Refused, Section, Text
 from skyserve.spec.policy_fields import ACCELERATOR, CUSTOM_METRIC, HEADERS, REPLICA_POLICY, SCHEDULE
@@ -29,6 +30,7 @@ _HOST_NAME = Text("a host name", r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?
 _SESSION_KEY = Text("header:NAME or cookie:NAME", r"(header|cookie):[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _PROBE, _POLICY, _DOOR, _REPLICA_TLS = ReadinessProbe(), ReplicaPolicy(), LoadBalancer(), ReplicaTls()
+_ROLLOUT = Rollout()
 _REPLICA, _SERVICE = Resources(), ServiceSpec(name="", run="")
 
 READINESS_PROBE = Section(
@@ -143,6 +145,75 @@ LOAD_BALANCER = Section(
     "How requests are treated on their way to the replicas.",
 )
 
+_PERCENTAGE = Text("a percentage such as 25%", r"\d+(\.\d*)?%")
+_COUNT_OR_PART = OneOf((_COUNT, _PERCENTAGE))
+_PART = OneOf((Number(minimum=0), _PERCENTAGE))
+
+ROLLOUT = Section(
+    "rollout",
+    (
+        Field(
+            "max_surge",
+            _COUNT_OR_PART,
+            "Replicas that an update may have above the target: a number, or a part of the target, rounded up. "
+            "`blue_green` has as many as it needs.",
+            _ROLLOUT.max_surge,
+        ),
+        Field(
+            "max_unavailable",
+            _COUNT_OR_PART,
+            "Replicas that a `rolling` update may have below the target, in the same words, rounded down.",
+            _ROLLOUT.max_unavailable,
+        ),
+        Field(
+            "canary_steps",
+            ListOf(OneOf((Number(above=0), _PERCENTAGE))),
+            "Percentages of the requests that a `canary` gets, one after the other, before it takes over. "
+            "Not given: 5, 25, 50.",
+        ),
+        Field(
+            "step_seconds",
+            _SECONDS,
+            "Least time of a step of a `canary`. In the other modes it is the longest time that old replicas wait for "
+            "the new version to answer enough requests.",
+            _ROLLOUT.step_seconds,
+        ),
+        Field(
+            "max_error_rate_increase",
+            _PART,
+            "By how much the part of failed answers (a status of 500 or more, or broken off) may be greater than that "
+            "of the old version: 0.01 lets it go from 1 % to 2 %.",
+            _ROLLOUT.max_error_rate_increase,
+        ),
+        Field(
+            "max_slow_rate_increase",
+            _PART,
+            "The same of slow answers: those whose first byte takes longer than that of 95 % of the old version's.",
+            _ROLLOUT.max_slow_rate_increase,
+        ),
+        Field(
+            "false_rollback_rate",
+            OneOf((Number(above=0), _PERCENTAGE)),
+            "The probability with which an update is rolled back for answers that are no worse than is tolerated.",
+            _ROLLOUT.false_rollback_rate,
+        ),
+        Field(
+            "auto_rollback",
+            Boolean(),
+            "Whether the service goes back to the old version by itself when the new one fails. If not, the update "
+            "stops where it is.",
+            _ROLLOUT.auto_rollback,
+        ),
+        Field(
+            "failure_budget",
+            Integer(1),
+            "How many replicas of a new version may fail in a row before it is given up.",
+            _ROLLOUT.failure_budget,
+        ),
+    ),
+    "How an update takes over, and what ends it.",
+)
+
 TLS = Section(
     "tls",
     (
@@ -199,6 +270,7 @@ SERVICE = Section(
             _SERVICE.load_balancing_policy,
         ),
         Field("load_balancer", LOAD_BALANCER, "How requests are relayed; see below."),
+        Field("rollout", ROLLOUT, "How an update takes over, and what ends it; see below."),
         Field("tls", TLS, "Key and certificate of the endpoint, which then is `https://`."),
         Field("replica_tls", REPLICA_TLS, "Given: replicas speak TLS on their port; see below."),
         Field("pool", _NO_POOLS),
@@ -342,7 +414,7 @@ SERVICE_YAML = Section(
 )
 
 SECTIONS = (
-    SERVICE_YAML, WORKDIR_GIT, SERVICE, READINESS_PROBE, REPLICA_POLICY, CUSTOM_METRIC, SCHEDULE, LOAD_BALANCER, TLS,
-    REPLICA_TLS, RESOURCES,
+    SERVICE_YAML, WORKDIR_GIT, SERVICE, READINESS_PROBE, REPLICA_POLICY, CUSTOM_METRIC, SCHEDULE, LOAD_BALANCER,
+    ROLLOUT, TLS, REPLICA_TLS, RESOURCES,
 )  # fmt: skip
 """Every section, in the order of the reference page."""

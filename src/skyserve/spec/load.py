@@ -19,6 +19,7 @@ from skyserve.spec.overrides import Overrides, overlay
 from skyserve.spec.problems import Place, Problems, shown
 from skyserve.spec.redact import fingerprints, private_lines, without_secrets
 from skyserve.spec.resources_section import ResourcesReader
+from skyserve.spec.rollout_section import read_rollout
 from skyserve.spec.service_section import ServiceReader
 from skyserve.spec.shorthand import Malformed, ports
 from skyserve.spec.substitute import substitute
@@ -126,6 +127,7 @@ class _Reader:
             replica_policy=service.replica_policy(),
             load_balancing_policy=service.load_balancing_policy(),
             load_balancer=service.load_balancer(),
+            rollout=read_rollout(section, self.problems),
             tls=service.tls(),
             replica_tls=service.replica_tls(),
             port=self._port(section, resources.alternatives),

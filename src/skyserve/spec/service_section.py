@@ -87,8 +87,7 @@ class ServiceReader:
         node = self.section.map("replica_tls")
         if node is None:
             return None
-        said = node.node("verify")
-        verify = not (isinstance(said, YamlScalar) and said.value is False)
+        verify = node.flag("verify", True)
         tls = ReplicaTls(verify, node.text("ca_file"), node.text("server_name"))
         if tls.ca_file is not None and not verify:
             message = "`service.replica_tls.ca_file` has no effect with `verify: false`"

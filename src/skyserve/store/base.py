@@ -3,7 +3,7 @@ compared and set. Nothing but JSON is stored, through `model.codec`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +54,27 @@ class Lease:
     expires_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """One version of a service as it was given: how it was to take over, and when, Unix seconds."""
+
+    version: int
+    spec: ServiceSpec
+    mode: UpdateMode
+    created_at: float
+
+
+def used_versions(latest: int, replicas: Iterable[Replica], memory: Memory) -> set[int]:
+    """The versions that a decision needs the specs of."""
+    used = {latest, memory.rollout.aim(latest)}
+    if memory.rollout.good is not None:
+        used.add(memory.rollout.good)
+    for replica in replicas:
+        used.add(replica.version)
+        used.add(replica.launched_version)
+    return used
+
+
 class Store(Protocol):
     """The memory of one installation. Raises StoreUnavailable when the database cannot be used."""
 
@@ -67,6 +88,11 @@ class Store(Protocol):
 
     async def put_version(self, spec: ServiceSpec, *, mode: UpdateMode, now: float) -> int:
         """Store the next version of an existing, wanted service; return its number. Raises ServiceNotFound."""
+        ...
+
+    async def versions(self, service: str) -> Sequence[StoredVersion]:
+        """The versions that are kept, oldest first: the newest VERSIONS_KEPT, and older ones in use. Raises
+        ServiceNotFound."""
         ...
 
     async def load(self, service: str) -> ServiceState:

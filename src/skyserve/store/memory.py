@@ -14,8 +14,9 @@ from skyserve.errors import Conflict, LeaseLost, ServiceExists, ServiceNotFound,
 from skyserve.model.decision import Decision, Memory, Observation, Plan
 from skyserve.model.health import Cooldown
 from skyserve.model.replica import ALIVE, Replica, ReplicaStatus
+from skyserve.model.rollout import VERSIONS_KEPT
 from skyserve.model.service import ServiceSpec, UpdateMode
-from skyserve.store.base import Lease, ServiceState
+from skyserve.store.base import Lease, ServiceState, StoredVersion, used_versions
 
 DECISIONS_KEPT = 5000
 """The newest entries of a service's decision log that are kept, unless another number is asked for."""
@@ -26,7 +27,7 @@ class _Row:
     """One service. `state` has the specs of the versions in use only, as it is loaded; `versions` are all of them."""
 
     state: ServiceState
-    versions: dict[int, ServiceSpec]
+    versions: dict[int, StoredVersion]
     decisions: deque[Decision]
     logged: int = 0
     lease: Lease | None = None
@@ -80,7 +81,8 @@ class MemoryStore:
             memory=Memory(),
             health=shelf.health,
         )
-        shelf.rows[spec.name] = _Row(state, {1: spec}, deque(maxlen=self._decisions_kept))
+        first = StoredVersion(1, spec, UpdateMode.ROLLING, now)
+        shelf.rows[spec.name] = _Row(state, {1: first}, deque(maxlen=self._decisions_kept))
         return state
 
     async def put_version(self, spec: ServiceSpec, *, mode: UpdateMode, now: float) -> int:
@@ -92,9 +94,17 @@ class MemoryStore:
                 hint=f"Wait until `sky serve status {spec.name}` no longer shows it, then use `sky serve up`.",
             )
         version = row.state.latest_version + 1
-        row.versions[version] = spec
+        row.versions[version] = StoredVersion(version, spec, mode, now)
         _write(row, replace(row.state, latest_version=version, update_mode=mode))
+        for old in row.versions.keys() - row.state.specs.keys():
+            if old <= version - VERSIONS_KEPT:
+                del row.versions[old]
         return version
+
+    async def versions(self, service: str) -> Sequence[StoredVersion]:
+        """The versions that are kept, oldest first. Raises ServiceNotFound."""
+        row = self._row(service)
+        return tuple(row.versions[version] for version in sorted(row.versions))
 
     async def load(self, service: str) -> ServiceState:
         """The whole stored state of one service, with the specs its replicas need. Raises ServiceNotFound."""
@@ -233,13 +243,10 @@ def _checked(row: _Row | None, seen: Observation, lease: Lease) -> _Row:
 
 def _write(row: _Row, state: ServiceState) -> int:
     """Keep a state of a service under the next revision; return that."""
-    needed = {state.latest_version}
-    for replica in state.replicas:
-        needed.add(replica.version)
-        needed.add(replica.launched_version)
+    needed = used_versions(state.latest_version, state.replicas, state.memory)
     specs = state.specs
     if needed != specs.keys():
-        specs = {version: row.versions[version] for version in sorted(needed)}
+        specs = {version: row.versions[version].spec for version in sorted(needed & row.versions.keys())}
     row.state = replace(state, specs=specs, revision=state.revision + 1)
     return row.state.revision
 

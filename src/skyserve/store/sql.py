@@ -22,8 +22,9 @@ from skyserve.model.codec import CodecError, dumps, loads
 from skyserve.model.decision import Decision, Memory, Observation, Plan
 from skyserve.model.health import Cooldown
 from skyserve.model.replica import ALIVE, Replica, ReplicaStatus
+from skyserve.model.rollout import VERSIONS_KEPT
 from skyserve.model.service import ServiceSpec, UpdateMode
-from skyserve.store.base import Lease, ServiceState
+from skyserve.store.base import Lease, ServiceState, StoredVersion, used_versions
 from skyserve.store.database import for_reading, open_database, reported
 
 T = TypeVar("T")
@@ -148,6 +149,10 @@ class SqlStore:
         """Store the next version of an existing, wanted service; return its number. Raises ServiceNotFound."""
         return await self._run(self._writer, lambda db: _put_version(db, spec, mode, now))
 
+    async def versions(self, service: str) -> Sequence[StoredVersion]:
+        """The versions that are kept, oldest first. Raises ServiceNotFound."""
+        return await self._run(self._reader, lambda db: _versions(db, service))
+
     async def load(self, service: str) -> ServiceState:
         """The whole stored state of one service, with the specs its replicas need. Raises ServiceNotFound."""
         return await self._run(self._reader, lambda db: _load(db, service))
@@ -256,7 +261,32 @@ def _put_version(db: sa.Connection, spec: ServiceSpec, mode: UpdateMode, now: fl
     version: int = row["latest_version"] + 1
     _insert_version(db, spec, version, mode, now)
     _update(db, row, latest_version=version, update_mode=mode.value)
+    _forget_versions(db, spec.name, version)
     return version
+
+
+def _forget_versions(db: sa.Connection, service: str, latest: int) -> None:
+    """What is old and not in use cannot be gone back to."""
+    used = _used_versions(_row(db, _SERVICE_ROW, service), _replicas(db, service))
+    old = VERSIONS.c.version <= latest - VERSIONS_KEPT
+    db.execute(sa.delete(VERSIONS).where(VERSIONS.c.service == service, old, VERSIONS.c.version.not_in(sorted(used))))
+
+
+def _versions(db: sa.Connection, service: str) -> tuple[StoredVersion, ...]:
+    _row(db, _SERVICE_ROW, service)
+    query = sa.select(VERSIONS).where(VERSIONS.c.service == service).order_by(VERSIONS.c.version)
+    return tuple(
+        StoredVersion(row["version"], _spec(row["spec"]), UpdateMode(row["mode"]), row["created_at"])
+        for row in db.execute(query).mappings()
+    )
+
+
+def _replicas(db: sa.Connection, service: str) -> tuple[Replica, ...]:
+    return tuple(_replica(body) for _, body in db.execute(_REPLICA_ROWS, {"service": service}))
+
+
+def _used_versions(row: sa.RowMapping, replicas: Sequence[Replica]) -> set[int]:
+    return used_versions(row["latest_version"], replicas, _decode(Memory, row["memory"]))
 
 
 def _insert_version(db: sa.Connection, spec: ServiceSpec, version: int, mode: UpdateMode, now: float) -> None:
@@ -266,8 +296,9 @@ def _insert_version(db: sa.Connection, spec: ServiceSpec, version: int, mode: Up
 
 def _load(db: sa.Connection, service: str) -> ServiceState:
     row = _row(db, _SERVICE_ROW, service)
-    replicas = tuple(_replica(body) for _, body in db.execute(_REPLICA_ROWS, {"service": service}))
-    versions = {row["latest_version"]}.union(*({replica.version, replica.launched_version} for replica in replicas))
+    replicas = _replicas(db, service)
+    memory = _decode(Memory, row["memory"])
+    versions = used_versions(row["latest_version"], replicas, memory)
     specs = db.execute(_SPEC_ROWS, {"service": service, "versions": sorted(versions)})
     return ServiceState(
         name=row["name"],
@@ -282,7 +313,7 @@ def _load(db: sa.Connection, service: str) -> ServiceState:
         specs={version: _spec(text) for version, text in specs},
         replicas=replicas,
         next_replica_id=row["next_replica_id"],
-        memory=_decode(Memory, row["memory"]),
+        memory=memory,
         evict=_evictions(db, service),
         halted=row["halted"],
         health=_health(db),
