@@ -310,7 +310,9 @@ def test_it_imports_little() -> None:
             "model.routing",
             "model.service",
             "model.resources",
+            "model.rollout",
             "model.scaling",
+            "clock",
             "trust",
         ]
     }

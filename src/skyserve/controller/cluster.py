@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from collections.abc import Callable
 
 from skyserve.model.evidence import LoadReport
 from skyserve.model.routing import RoutingTable
@@ -23,6 +24,7 @@ class NoDoor:
     trouble = ""
 
     def __init__(self) -> None:
+        self.crosses: Callable[[LoadReport], bool] = bool
         self._stopped = asyncio.Event()
 
     def publish(self, table: RoutingTable) -> None:

@@ -50,11 +50,16 @@ class DoorPlace:
 
 
 class Door:
-    """One service's door. `load` is its latest report, None while it is not heard; `trouble` says why it is not up."""
+    """One service's door. `load` is its latest report, None while it is not heard; `trouble` says why it is not up.
+
+    `nudge` is called when a report matters at once: among others when `crosses` says that it calls for another number
+    of replicas, which may be set later.
+    """
 
     def __init__(
         self, place: DoorPlace, clock: Clock, nudge: Callable[[], None], suspect: Callable[[int], None]
     ) -> None:
+        self.crosses: Callable[[LoadReport], bool] = _never
         self._place = place
         self._clock = clock
         self._nudge = nudge
@@ -137,7 +142,7 @@ class Door:
         before, self.load = self.load, message.load
         for replica_id in message.suspects:
             self._suspect(replica_id)
-        if before is None or _matters(before, message.load):
+        if before is None or _matters(before, message.load) or self.crosses(message.load):
             self._nudge()
 
     async def _restart(self) -> None:
@@ -238,6 +243,10 @@ def _kill_group(pid: int) -> None:
     for kill in (os.killpg, os.kill):  # a door that was started here leads the group of its workers
         with contextlib.suppress(ProcessLookupError):
             kill(pid, signal.SIGKILL)
+
+
+def _never(load: LoadReport) -> bool:
+    return False
 
 
 def _matters(before: LoadReport, after: LoadReport) -> bool:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from skyserve.clock import Clock, sleep_unless
 from skyserve.controller.metric import MetricQuestion, metric_question, needs_values
 from skyserve.controller.probe import Question, probed, question
 from skyserve.controller.senses import Acting, Doorkeeping, Probing, Quoting, Scraping, SecretReading, Watching
 from skyserve.decide import progress
-from skyserve.decide.reconcile import decide
+from skyserve.decide.reconcile import asks_for_change, decide
 from skyserve.decide.rollout import on_trial
 from skyserve.errors import Conflict, LeaseLost, StoreUnavailable
 from skyserve.model.decision import Observation, Plan
-from skyserve.model.evidence import Listing, Silent
+from skyserve.model.evidence import Listing, LoadReport, Silent
 from skyserve.model.offering import Offering
 from skyserve.model.replica import ReplicaStatus
 from skyserve.model.routing import RoutingTable
@@ -41,6 +41,7 @@ class World:
 
     `asked` are the questions to replicas, by version and endpoint, so that those without
     secrets are not written anew on every step. `timetable` knows until when the bounds of a schedule hold.
+    `last` is what was observed last, with what was then planned.
     """
 
     service: str
@@ -59,10 +60,15 @@ class World:
     lease: Lease | None = None
     asked: dict[tuple[int, str], Question] = field(default_factory=dict, repr=False)
     timetable: Timetable = field(default_factory=Timetable, repr=False)
+    last: Observation | None = field(default=None, repr=False)
 
     def nudge(self) -> None:
         """Something happened: look again now."""
         self.nudged.set()
+
+    def crosses(self, load: LoadReport) -> bool:
+        """Whether a load report calls for another number of replicas than the one before: worth a look at once."""
+        return self.last is not None and asks_for_change(self.last, load, self.clock.now())
 
 
 async def step(world: World) -> Plan:
@@ -76,6 +82,7 @@ async def step(world: World) -> Plan:
     except LeaseLost:
         world.lease = None
         raise
+    world.last = replace(observation, replicas=plan.replicas, memory=plan.memory)
     world.hands.seen(observation.outcomes)
     act(world, observation, plan, revision)
     return plan

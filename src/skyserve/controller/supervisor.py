@@ -245,6 +245,7 @@ class Supervisor:
         nudged = asyncio.Event()
         crew = self._crew(state, tag, nudged)
         world = self._world(state, crew, nudged)
+        crew.door.crosses = world.crosses
         self._served[state.name] = _Served(tag, world, crew, asyncio.create_task(self._keep_running(world, crew, tag)))
         self.last_service_at = self.clock.now()
 

@@ -233,11 +233,14 @@ def _let_go(draft: Draft, new: Sequence[Replica], mix: Mix, base: int) -> None:
     wanted = draft.target - draft.o.specs[draft.o.latest_version].replica_policy.num_overprovision
     ready = sum(r.status is ReplicaStatus.READY for r in new)
     on_demand = [r for r in new if _stands_in(r)]
-    surplus = rollout.removal_order(on_demand)[: max(0, len(on_demand) - base - mix.on_demand)]
+    surplus = rollout.removal_order(draft.o, on_demand)[: max(0, len(on_demand) - base - mix.on_demand)]
     named = [r for r in new if r.id in mix.let_go and r not in on_demand]
     back = Reason(ReasonCode.BACK_TO_SPOT, f"no longer needed to stand in for spot: {mix.text}", mix.facts)
     gone = Reason(ReasonCode.NOT_IN_MIX, f"the placement no longer wants it: {mix.text}", mix.facts)
-    for replica, because in [*((r, back) for r in surplus), *((r, gone) for r in rollout.removal_order(named))]:
+    for replica, because in [
+        *((r, back) for r in surplus),
+        *((r, gone) for r in rollout.removal_order(draft.o, named)),
+    ]:
         if replica.status is ReplicaStatus.READY:
             if ready <= wanted:
                 continue

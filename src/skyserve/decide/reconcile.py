@@ -8,20 +8,21 @@ from dataclasses import replace
 from skyserve.decide import (
     autoscale,
     backoff,
+    capacity,
     health,
     launching,
     lifecycle,
     mixing,
-    optimize,
     power,
     progress,
     removal,
     rollout,
     setback,
+    starting,
 )
 from skyserve.decide.draft import Draft
 from skyserve.model.decision import Note, Observation, Plan, Reason, ReasonCode
-from skyserve.model.evidence import Silent
+from skyserve.model.evidence import LoadReport, Silent
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.routing import Endpoint
 from skyserve.model.service import UpdateMode
@@ -80,7 +81,8 @@ def _learn(draft: Draft) -> None:
     o = draft.o
     kept = () if o.memory.rollout.good is None else (o.memory.rollout.good,)
     failures = backoff.remember(o.memory.failures, o.replicas, draft.replicas, o.now, kept)
-    draft.memory = replace(draft.memory, failures=failures)
+    starts = starting.learn(o.memory.starts, o.replicas, draft.replicas)
+    draft.memory = replace(draft.memory, failures=failures, starts=starts)
     draft.learnt = health.learn(o, o.replicas, draft.replicas)
     draft.health = health.merge(o.health, draft.learnt)
 
@@ -89,7 +91,7 @@ def _aim(draft: Draft) -> None:
     """How many replicas are wanted. Until the latest version is proven, the policy of the one before it says so."""
     o, latest = draft.o, draft.o.latest_version
     governing = progress.carrier(latest, draft.memory)
-    aimed = autoscale.target(o if governing == latest else progress.towards(o, governing))
+    aimed = _followed(o, governing)
     draft.floor = draft.target = aimed.count
     if governing != latest and o.wanted:
         policy, old = o.specs[latest].replica_policy, o.specs[governing].replica_policy
@@ -99,6 +101,19 @@ def _aim(draft: Draft) -> None:
     draft.waiting += aimed.waiting
     if aimed.wake_at is not None:
         draft.wake.append(aimed.wake_at)
+
+
+def _followed(o: Observation, governing: int) -> autoscale.Target:
+    return autoscale.target(o if governing == o.latest_version else progress.towards(o, governing))
+
+
+def asks_for_change(o: Observation, load: LoadReport, now: float) -> bool:
+    """Whether another load report would change how many replicas are wanted, at `now`, with all else as it was."""
+    if not o.wanted:
+        return False
+    o = progress.aimed(setback.without_future(replace(o, load=load, now=now)))
+    followed = _followed(o, progress.carrier(o.latest_version, o.memory))
+    return followed.memory.target != o.memory.autoscale.target
 
 
 def _follow_target(draft: Draft) -> None:
@@ -156,6 +171,8 @@ def _plan(draft: Draft) -> Plan:
         learnt=draft.learnt,
         finished=removal.is_finished(draft),
         shares=rollout.shares(draft.o, draft.replicas, draft.target, draft.stage),
+        ready_at=starting.ready_at(draft.replicas, draft.memory.starts),
+        start_s=starting.usual_s(draft.memory.starts),
     )
 
 
@@ -189,7 +206,7 @@ def _endpoints(draft: Draft) -> tuple[Endpoint, ...]:
             continue
         spec = draft.o.specs[replica.version]
         if replica.status is ReplicaStatus.READY and replica.version in routed:
-            weight = optimize.weight(replica.offering, spec)
+            weight = capacity.weight(replica.offering, spec, draft.memory.autoscale.rates)
             rows.append(Endpoint(replica.id, replica.endpoint, weight, version=replica.version, tls=spec.replica_tls))
         elif replica.status in (ReplicaStatus.READY, ReplicaStatus.NOT_READY, ReplicaStatus.DRAINING):
             leaves = Endpoint(replica.id, replica.endpoint, draining=True, version=replica.version)

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from skyserve.decide import capacity
 from skyserve.model.decision import Note, Observation, Reason, ReasonCode
 from skyserve.model.replica import ALIVE, COMING, LEAVING, Replica, ReplicaStatus
 from skyserve.model.rollout import Rollout
 from skyserve.model.service import ServiceSpec, UpdateMode
 
 NO_LIMIT = 1_000_000
-_REMOVAL_ORDER = (
-    ReplicaStatus.PENDING,
-    ReplicaStatus.PROVISIONING,
-    ReplicaStatus.STARTING,
-    ReplicaStatus.STOPPED,
-    ReplicaStatus.NOT_READY,
-    ReplicaStatus.READY,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +92,7 @@ def split(o: Observation, replicas: Sequence[Replica], target: int, stage: Stage
     new = [r for r in alive if r.version == o.latest_version]
     old = [r for r in alive if r.version != o.latest_version]
     most = min(target, stage.most)
-    surplus = removal_order(new)[: max(0, len(new) - most)]
+    surplus = removal_order(o, new)[: max(0, len(new) - most)]
     remove = [(r, _above_target(len(new), most)) for r in surplus]
     remove += replaced(o, old, new, target) if stage.keeps is None else not_kept(o, old, stage)
     beside = len(old) if stage.keeps is None else max(len(old), stage.floor)
@@ -128,7 +121,7 @@ def replaced(
     """Replicas of older versions that can go now, and why: the latest version is proven."""
     ready_new = sum(r.status is ReplicaStatus.READY for r in new)
     never_ready = [r for r in old if r.status in COMING]
-    proven = [r for r in removal_order(old) if r.status not in COMING]
+    proven = [r for r in removal_order(o, old) if r.status not in COMING]
     if o.update_mode is UpdateMode.BLUE_GREEN:
         victims = list(old) if ready_new >= target else never_ready
     else:
@@ -153,7 +146,7 @@ def not_kept(o: Observation, old: Sequence[Replica], stage: Stage) -> list[tuple
     versions that were given up before they were ready, and what is more than the floor."""
     given_up = [r for r in old if r.version != stage.keeps and r.status in COMING]
     rest = [r for r in old if r not in given_up]
-    order = sorted(rest, key=lambda r: (_REMOVAL_ORDER.index(r.status), r.version == stage.keeps, -r.id))
+    order = sorted(rest, key=lambda r: (capacity.REMOVAL_ORDER.index(r.status), r.version == stage.keeps, -r.id))
     surplus = order[: max(0, len(rest) - stage.floor)]
     text = f"version {o.latest_version} took the place of version {{}} before that was proven"
     because = [(r, Reason(ReasonCode.OLD_VERSION, text.format(r.version))) for r in given_up]
@@ -181,9 +174,9 @@ def _expendable(proven: Sequence[Replica], spare: int, *, proved: bool) -> list[
     return victims
 
 
-def removal_order(replicas: Sequence[Replica]) -> list[Replica]:
-    """Those that serve least first; among equals the newest first."""
-    return sorted(replicas, key=lambda r: (_REMOVAL_ORDER.index(r.status), -r.id))
+def removal_order(o: Observation, replicas: Sequence[Replica]) -> list[Replica]:
+    """Those that serve least first; among equals the one whose throughput is dearest, then the newest."""
+    return capacity.removal_order(replicas, o.specs[o.latest_version], o.memory.autoscale.rates)
 
 
 def _above_target(alive: int, target: int) -> Reason:
