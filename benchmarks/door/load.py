@@ -1,6 +1,7 @@
 """The load generator of this benchmark.
 
     python load.py PORT post CONNECTIONS SECONDS
+    python load.py PORT mixed CONNECTIONS SECONDS              the same, each request of another size than the last
     python load.py PORT stream STREAMS SECONDS RATE
     python load.py PORT upload|download CONNECTIONS SECONDS    8 MiB bodies
     python load.py PORT idle STREAMS 0                         holds silent streams until its input ends
@@ -12,15 +13,19 @@ Prints one JSON line: `done` (requests or events), `bad` (answers or streams tha
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import asks
 import uvloop
 from asks import DOWNLOAD, LARGE, POST, UPLOAD
 
+SAME = [POST]
+MIXED = [asks.completion(b"one", 1024 + 37 * n % 101 - 50) for n in range(101)]
 ANSWER_SIZE = 1024
 EVENT_MARK = b"data: "
 SILENCE = asks.events(0, 0)
@@ -29,9 +34,9 @@ SILENCE = asks.events(0, 0)
 class Poster(asyncio.Protocol):
     """Sends the next request when the answer to the last one is whole."""
 
-    def __init__(self, until_ns: int, request: bytes = POST, answer_size: int = ANSWER_SIZE) -> None:
+    def __init__(self, until_ns: int, requests: Sequence[bytes] = SAME, answer_size: int = ANSWER_SIZE) -> None:
         self._until_ns = until_ns
-        self._request = request
+        self._requests = itertools.cycle(requests)
         self._answer_size = answer_size
         self.latencies_ns: list[int] = []
         self.bad = 0
@@ -45,7 +50,7 @@ class Poster(asyncio.Protocol):
         self._data = b""
         self._left = -1
         self._sent_ns = time.monotonic_ns()
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
         if self._left < 0:
@@ -145,8 +150,9 @@ async def run(port: int, kind: str, count: int, seconds: float, rate: float) -> 
     for _ in range(count):
         make = {
             "post": lambda: Poster(until_ns),
-            "upload": lambda: Poster(until_ns, UPLOAD),
-            "download": lambda: Poster(until_ns, DOWNLOAD, LARGE),
+            "mixed": lambda: Poster(until_ns, MIXED),
+            "upload": lambda: Poster(until_ns, [UPLOAD]),
+            "download": lambda: Poster(until_ns, [DOWNLOAD], LARGE),
             "stream": lambda: Listener(request, events),
         }[kind]
         _, protocol = await loop.create_connection(make, "127.0.0.1", port)

@@ -42,6 +42,7 @@ class Load:
 LOADS = (
     Load("post1", "post", 1, "request"),
     Load("post64", "post", 64, "request"),
+    Load("mixed64", "mixed", 64, "request"),
     Load("stream64", "stream", 64, "event", 40.0),
     Load("stream512", "stream", 512, "event", 25.0),
     Load("stream2000", "stream", 2000, "event", 20.0),

@@ -293,6 +293,39 @@ def test_events_are_relayed_one_by_one(rig) -> None:
     rig(scenario)
 
 
+def test_what_looks_like_a_chunk_inside_a_chunk_is_none(rig) -> None:
+    inside = b"2\r\nab\r\n"
+    pieces = [
+        b"7\r\n",
+        inside,
+        b"\r\n",
+        b"3;",
+        b"a=b\r\nabc\r\n",
+        inside,
+        b"7\r",
+        b"\n" + inside[:-1],
+        inside[-1:] + b"\r\n",
+    ]
+    ended = b"7\r\n2\r\nab\r\n\r\n0\r\n\r\n"
+
+    async def script(wire, request) -> None:
+        wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in [*pieces, ended]:
+            await asyncio.sleep(0.01)
+            wire.send(piece)
+
+    async def scenario(rig) -> None:
+        replica = await rig.replica(script)
+        client = await rig.client()
+        for _ in range(2):
+            client.send(GET)
+            await client.read_head()
+            assert await client.read_chunked(raw=True) == b"".join(pieces) + ended
+        assert replica.accepted == 1
+
+    rig(scenario)
+
+
 def test_200_streams_at_once_are_complete(rig) -> None:
     async def script(wire, request) -> None:
         wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -635,5 +668,25 @@ def test_a_short_answer_is_the_same_in_one_piece_and_in_many(rig_once, step: int
             assert whole == (answer if keep else answer.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert await client.ended()
         assert replica.accepted == 1
+
+    rig_once(scenario)
+
+
+def test_heads_that_differ_in_their_length_only_are_told_apart(rig_once) -> None:
+    async def script(wire, request) -> None:
+        wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nA: b\r\n\r\n%b" % (len(request.body), request.body))
+
+    async def scenario(rig) -> None:
+        replica = await rig.replica(script)
+        client = await rig.client()
+        bodies = [b"abc", b"", b"x" * 1000, b"abc", b"defg"]
+        for body in bodies:
+            client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nC: d\r\n\r\n%b" % (len(body), body))
+            assert (await client.answer()).body == body
+        assert [(one.body, one.all("content-length")) for one in replica.requests] == [
+            (body, [b"%d" % len(body)]) for body in bodies
+        ]
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +3\r\nC: d\r\n\r\nabc")
+        assert (await client.answer()).status == 400
 
     rig_once(scenario)

@@ -12,16 +12,20 @@ from hypothesis import strategies as st
 
 from skyserve.load_balancer.framing import (
     HEAD_LIMIT,
+    PLAIN_CHUNK_LIMIT,
     URI_LIMIT,
     BadMessage,
     ChunkedBody,
+    KnownHead,
     LengthBody,
     UntilCloseBody,
     head_end,
+    is_plain_chunk,
     parse_request_head,
     parse_response_head,
     request_body,
     response_body,
+    with_length,
 )
 
 H = b"Host: x\r\n"
@@ -415,3 +419,73 @@ def test_a_plain_head_says_what_its_parts_say(data: bytes) -> None:
         parse_response_head(block.replace(b"\r\n\r\n", b"\r\nKeep-Alive: 5\r\n\r\n")),
     )
     assert (parts.plain, parts.status, parts.length, parts.chunked) == (None, head.status, head.length, head.chunked)
+
+
+def damaged(data: bytes, damages: list[tuple[int, int, bytes]]) -> bytes:
+    for position, removed, inserted in damages:
+        data = data[:position] + inserted + data[position + removed :]
+    return data
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.sampled_from([b"\r\nContent-Length: 2\r\nA: b", b"\r\nA: b\r\ncontent-length: 10", b"\r\nA: b"]),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3), tokens), max_size=2),
+    st.integers(0, 10**18 - 1),
+)
+def test_what_is_known_of_a_request_is_what_is_read_in_it(
+    fields: bytes, damages: list[tuple[int, int, bytes]], length: int
+) -> None:
+    first = b"POST /p HTTP/1.1\r\nHost: x" + fields + b"\r\n\r\n"
+    known = KnownHead(first, parse_request_head(first))
+    other = damaged(first.replace(b": 2\r", b": %d\r" % length), damages) + b"more\r\n\r\n"
+    end, found = known.find(other)
+    if not end:
+        assert damages or not length
+        return
+    read = parse_request_head(other[: head_end(other)])
+    assert (end, found or 0) == (head_end(other), read.length)
+    ours = known.head if found in (None, known.head.length) else with_length(known.head, found)
+    for head in (ours, read):
+        for place, number in enumerate(head.special.get(b"content-length", ())):
+            head.special[b"content-length"][place] = b"%d" % int(number)
+    assert ours == read
+
+
+@pytest.mark.parametrize(
+    "number", [b"", b"+3", b"-1", b"3 ", b"3, 3", b"0x3", b"1_0", b"3" * 19, b"3\r\nA: b", b"\xb2"]
+)
+def test_no_other_number_makes_a_head_known(number: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\n\r\n"
+    known = KnownHead(head % b"2", parse_request_head(head % b"2"))
+    assert known.find(head % b"2" + b"ab") == (len(head % b"2"), 2)
+    assert known.find(head % b"17") == (len(head % b"17"), 17)
+    for cut in range(len(head)):
+        assert known.find((head % b"17")[:cut]) == (0, None)
+    assert known.find(head % number) == (0, None)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 5000), st.lists(st.tuples(st.integers(-3, 8), st.integers(0, 3), tokens), max_size=2))
+def test_a_plain_chunk_is_one_chunk(size: int, damages: list[tuple[int, int, bytes]]) -> None:
+    chunk = b"%x\r\n%b\r\n" % (size, b"y" * size)
+    if 0 < size < PLAIN_CHUNK_LIMIT - 10 and not damages:
+        assert is_plain_chunk(chunk)
+    chunk = damaged(chunk, damages)
+    if not is_plain_chunk(chunk):
+        return
+    body = ChunkedBody(decode=True)
+    assert body.feed(chunk, 0) == len(chunk)
+    assert body.between
+    assert not body.done
+    assert len(body.take()) == int(chunk.partition(b"\r\n")[0], 16)
+
+
+def test_only_where_a_chunk_may_begin_is_one_looked_for() -> None:
+    for piece in (b"1", b"3\r", b"3\r\n", b"3\r\na", b"3\r\nabc", b"3\r\nabc\r", b"0\r\n", b"0\r\n\r\n"):
+        body = ChunkedBody()
+        assert body.between
+        body.feed(piece, 0)
+        assert not body.between or body.done
+    body.feed(b"", 0)
+    assert not is_plain_chunk(b"0\r\n\r\n")

@@ -6,7 +6,6 @@ Bytes in, bytes out. It knows HTTP's answers, and must not know connections, rep
 from __future__ import annotations
 
 from skyserve.load_balancer.framing import (
-    HEAD_LIMIT,
     Body,
     ChunkedBody,
     RequestHead,
@@ -19,29 +18,21 @@ from skyserve.load_balancer.framing import (
 from skyserve.load_balancer.headers import response_bytes
 
 
-def whole_answer(data: bytes, request: RequestHead, last: ResponseHead | None) -> ResponseHead | None:
-    """The head of an answer that is here from its first byte to its last and can be passed on as it is; None for any
-    other. `last` is such a head of the same replica: one that is the same has been understood. Raises BadMessage."""
-    if not request.minor or request.method == b"HEAD":
-        return None
-    if last is not None and last.plain is not None and data.startswith(last.plain):
-        head, end = last, len(last.plain)
-    else:
-        end = data.find(b"\r\n\r\n") + 4
-        if not 4 <= end <= HEAD_LIMIT or not data.startswith(b"HTTP/1.1 2"):
-            return None
-        head = parse_response_head(data[:end])
-    length = head.length
-    return head if head.plain is not None and length is not None and len(data) == end + length else None
+def is_whole(head: ResponseHead, request: RequestHead, size: int, rest: int) -> bool:
+    """Whether `size` bytes from a replica, `rest` of them behind this head, are nothing but the whole answer, which can
+    be passed on as it came."""
+    if head.plain is None or not 200 <= head.status < 300 or not request.minor or request.method == b"HEAD":
+        return False
+    return rest == head.length and size == len(head.plain) + rest
 
 
 class Answer:
     """The answer to one request. First `read_head` until `head` is there, then `begin` once, then `relay`.
 
-    `begun`: a byte of it has come. `exact`: no byte has come beyond its end.
+    `exact`: no byte has come beyond its end.
     """
 
-    __slots__ = ("_body", "_decoding", "_partial", "_request", "begun", "exact", "head")
+    __slots__ = ("_body", "_decoding", "_partial", "_request", "exact", "head")
 
     def __init__(self, request: RequestHead) -> None:
         self._request = request
@@ -49,7 +40,6 @@ class Answer:
         self._body: Body | None = None
         self._decoding: ChunkedBody | None = None
         self.head: ResponseHead | None = None
-        self.begun = False
         self.exact = True
 
     def read_head(self, data: bytes) -> tuple[bytes, bytes]:
@@ -57,7 +47,6 @@ class Answer:
 
         Raises BadMessage.
         """
-        self.begun = True
         data, self._partial = self._partial + data, b""
         interim: list[bytes] = []
         start = 0
@@ -104,6 +93,11 @@ class Answer:
         if self._decoding is not None:
             return self._decoding.take()
         return data if self.exact else data[:end]
+
+    @property
+    def chunks(self) -> ChunkedBody | None:
+        """The body of one that is passed on in the chunks that it comes in."""
+        return self._body if isinstance(self._body, ChunkedBody) and self._decoding is None else None
 
     @property
     def done(self) -> bool:

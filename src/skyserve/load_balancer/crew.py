@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import cast
 
-from skyserve.load_balancer import wire
+from skyserve.load_balancer import recent, wire
 from skyserve.load_balancer.board import MOST_WORKERS, Board
 from skyserve.model.routing import RoutingTable
 
@@ -105,6 +105,7 @@ class Crew:
             requests_total=self._past.requests_total + sum(report.load.requests_total for report in reports),
             arrivals_per_s=sum(report.load.arrivals_per_s for report in reports),
         )
+        load = recent.merged(load, [report.load for report in reports], self._past.versions)
         return wire.DoorReport(
             load,
             tuple(sorted({replica_id for report in reports for replica_id in report.suspects})),

@@ -6,17 +6,20 @@ It decides which replica takes a request and who waits. It must not know sockets
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection
 from itertools import count
 from random import Random
 from typing import Protocol
 
-from skyserve.load_balancer.framing import RequestHead, ResponseHead
+from skyserve.clock import SystemClock
+from skyserve.load_balancer.framing import KnownHead, RequestHead, ResponseHead
 from skyserve.load_balancer.hold import Hold
 from skyserve.load_balancer.knock import Knocks
 from skyserve.load_balancer.limits import Limits
 from skyserve.load_balancer.policies import LeastLoad, Policy, make_policy
 from skyserve.load_balancer.pool import Pool, Upstream
+from skyserve.load_balancer.recent import Recent
 from skyserve.load_balancer.report import Counters
 from skyserve.load_balancer.shares import Lots
 from skyserve.load_balancer.upstream import UpstreamConnection
@@ -29,6 +32,16 @@ logger = logging.getLogger("skyserve.load_balancer")
 Page = Upstream[UpstreamConnection]
 
 DEFAULT_LIMITS = Limits()
+
+BURST_S = 6
+"""The span of the rate of arrivals that tells a burst, seconds."""
+
+UNKNOWN_S = 5.0
+"""When a client should come again of which nothing is known."""
+
+LONGEST_S = 3600
+
+_NOTHING = LoadReport(0.0, "", 0)
 
 
 class Waiting(Protocol):
@@ -63,15 +76,17 @@ class Door:
         self.on_news: Callable[[], None] = _no_news
         self.table = RoutingTable(number=0)
         self.settings = self.table.settings
-        self.pool: Pool[UpstreamConnection] = Pool(self._news)
+        self.recent = Recent(time())
+        self.pool: Pool[UpstreamConnection] = Pool(self._news, self.recent)
         self.knocks = Knocks(self.pool, time, lambda: self.settings.connect_timeout_seconds)
         self.hold: Hold[Waiting] = Hold(self._news)
         self.counters = Counters(time())
         self.id_prefix = b"%016x" % rng.getrandbits(64)
         self.ids = count()
         self.heard_at = time()
-        self.heads: dict[int, ResponseHead] = {}
+        self.heads: dict[int, KnownHead[ResponseHead]] = {}
         self.refusing = False
+        self.wall: Callable[[], float] = SystemClock().now
         self._stopping = False
         self.body_limit: float = _bytes(self.settings.max_body_mib)
         self._policy: Policy = LeastLoad()
@@ -137,6 +152,7 @@ class Door:
         if self.hold:
             self.release_held()
         self.pool.close_old(now)
+        self.recent.look(now, self.pool.pages(), len(self.hold))
 
     def report(self) -> DoorReport:
         """The state of the door for the controller. `load.at` is left to whoever hears it."""
@@ -150,8 +166,26 @@ class Door:
             requests_total=counters.requests_total,
             arrivals_per_s=counters.arrivals_per_s(now),
             window_s=counters.window_s(now),
+            burst_arrivals_per_s=counters.arrivals_per_s(now, BURST_S),
+            burst_window_s=counters.window_s(now, BURST_S),
         )
+        load = self.recent.tell(load, self.pool.pages())
         return DoorReport(load, self.pool.suspects(), dict(counters.responses), counters.retries)
+
+    def retry_after_s(self) -> int:
+        """After how many seconds a client that cannot be served now should come again.
+
+        While no replica is ready, when the next one is expected; one that is late is given as long again as it is late.
+        While all are busy, how long those that wait will take, by what was finished in the last minute.
+        """
+        if self.pool.busy:
+            done = sum(self.recent.tell(_NOTHING, self.pool.pages()).done_per_s.values())
+            return _whole_seconds(len(self.hold) / done if done else UNKNOWN_S)
+        start_s = self.table.start_s or UNKNOWN_S
+        if self.table.ready_at is None:
+            return _whole_seconds(start_s)
+        left_s = self.table.ready_at - self.wall()
+        return _whole_seconds(left_s if left_s > 0 else min(-left_s, start_s))
 
     def _news(self) -> None:
         self.on_news()
@@ -166,6 +200,10 @@ class Door:
 
 def _bytes(mib: float | None) -> float:
     return float("inf") if mib is None else mib * 1024 * 1024
+
+
+def _whole_seconds(seconds: float) -> int:
+    return min(LONGEST_S, max(1, math.ceil(seconds)))
 
 
 def _no_news() -> None:

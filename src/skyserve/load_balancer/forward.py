@@ -9,18 +9,23 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from skyserve.load_balancer.answer import Answer, whole_answer
+from skyserve.load_balancer.answer import Answer, is_whole
 from skyserve.load_balancer.door import Door, Page
-from skyserve.load_balancer.framing import BadMessage, Body, RequestHead, ResponseHead, UntilCloseBody, request_body
-from skyserve.load_balancer.headers import (
-    Failure,
-    error_bytes,
-    redirect_bytes,
-    request_bytes,
-    response_bytes,
-    speaks_json,
+from skyserve.load_balancer.framing import (
+    NO_BODY,
+    BadMessage,
+    Body,
+    ChunkedBody,
+    KnownHead,
+    RequestHead,
+    ResponseHead,
+    UntilCloseBody,
+    is_plain_chunk,
+    request_body,
 )
+from skyserve.load_balancer.headers import Failure, error_bytes, redirect_bytes, request_parts, speaks_json
 from skyserve.load_balancer.pool import IDLE_LIMIT_S
+from skyserve.load_balancer.recent import QUIET_S
 from skyserve.load_balancer.upstream import UpstreamConnection, connect
 
 KEPT_LIMIT = 1024 * 1024
@@ -45,6 +50,8 @@ REMEMBERED = 2048
 YOUNG_S = 1.0
 """A connection that was in use so lately is not closed for idleness: good enough for what cannot be sent again."""
 
+_NOBODY: frozenset[int] = frozenset()
+
 _TOO_LARGE = "the request body is larger than this service takes"
 
 _SAFE_TO_REPEAT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
@@ -58,7 +65,7 @@ class Client(Protocol):
     read_paused: bool
     write_paused: bool
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, /) -> None:
         """Send bytes."""
         ...
 
@@ -83,8 +90,10 @@ class Exchange:
     """One request and its answer. It is counted on a replica's page from the choice to its end."""
 
     __slots__ = (
+        "_active",
         "_active_at",
         "_answer",
+        "_chunks",
         "_client",
         "_client_ended",
         "_connecting",
@@ -92,6 +101,7 @@ class Exchange:
         "_door",
         "_dropped_at",
         "_dropped_by",
+        "_first_byte",
         "_head",
         "_kept",
         "_kept_size",
@@ -107,11 +117,12 @@ class Exchange:
         "tunnel",
     )
 
-    def __init__(self, door: Door, client: Client, head: RequestHead) -> None:
+    def __init__(self, door: Door, client: Client, head: RequestHead, body: bytes | None = None) -> None:
+        """`body` is the whole of it, when it has come; otherwise it is fed."""
         self._door = door
         self._client = client
         self._head = head
-        self.body: Body = request_body(head)
+        self.body: Body = request_body(head) if body is None else NO_BODY
         self.tunnel = False
         self.hold_until = 0.0
         self._page: Page | None = None
@@ -119,14 +130,21 @@ class Exchange:
         self._connecting: asyncio.Task[None] | None = None
         self._kept: list[bytes] | None = []
         self._kept_size = 0
-        self._tried: frozenset[int] = frozenset()
-        self._sent_to: frozenset[int] = frozenset()
+        if body:
+            self._kept.append(body)
+            self._kept_size = len(body)
+            door.counters.bytes_in += self._kept_size
+        self._tried = _NOBODY
+        self._sent_to = _NOBODY
         self._dropped_by = -1
         self._dropped_at = 0.0
         self._sent_at = 0.0
+        self._active = False
+        self._first_byte = 0  # the bin of it
         self._active_at = 0.0
         self._started_at = 0.0
-        self._answer = Answer(head)
+        self._answer: Answer | None = None  # until a byte of one has come that is not there whole
+        self._chunks: ChunkedBody | None = None
         self._stays = False
         self._client_ended = False
         self._upstream_ended = False
@@ -136,22 +154,23 @@ class Exchange:
     def start(self) -> None:
         """Go to a replica, or wait for one."""
         door = self._door
-        self._started_at = door.time()
-        door.counters.arrived(self._started_at)
+        now = self._started_at = door.time()
+        door.counters.arrived(now)
         if door.refusing:
             self._refuse_closing()
             return
         if (self._head.length or 0) > door.body_limit:
             self._refuse_body()
             return
-        if door.hold:
+        if door.hold.waiting:
             door.release_held()
-        if not self._begin():
+        if not self._begin(now):
             self._wait()
 
     def feed(self, data: bytes, start: int) -> int:
         """Bytes from the client; the offset up to which they belong to this exchange. Raises BadMessage."""
         if self.tunnel:
+            self._active = True
             if self._connection is not None:
                 self._connection.transport.write(data[start:])
             return len(data)
@@ -183,16 +202,16 @@ class Exchange:
 
     def bad_request(self, bad: BadMessage) -> None:
         """The client's body is not clear HTTP."""
-        if self._answer.head is None and bad.status == 413:
-            self._refuse_body()
-        elif self._answer.head is None:
-            self.fail(bad.status, "bad_request", str(bad))
-        else:
+        if self._answered:
             self._cut()
+        elif bad.status == 413:
+            self._refuse_body()
+        else:
+            self.fail(bad.status, "bad_request", str(bad))
 
     def body_stalled(self) -> None:
         """The client does not send the body that it promised. An answer that has begun goes on all the same."""
-        if self._answer.head is None:
+        if not self._answered:
             self.fail(408, "request_timeout", "the request body stopped coming")
 
     def client_gone(self) -> None:
@@ -226,25 +245,32 @@ class Exchange:
         """See whether the replica has been silent for too long, or the whole has taken too long."""
         settings, connection = self._door.settings, self._connection
         whole_s = settings.request_timeout_seconds
+        if self._active:  # the sweep comes often enough to tell when that was
+            self._active, self._active_at = False, now
         if self.tunnel:
             return
         if whole_s is not None and now - self._started_at > whole_s:
             self._time_out("request_timeout", f"the request took more than {whole_s:g} s")
             return
-        limits = [settings.stream_timeout_seconds]
-        if self._answer.head is None:
-            limits.append(settings.first_byte_timeout_seconds)
-        limit = min((limit for limit in limits if limit is not None), default=None)
+        limit, first_s = settings.stream_timeout_seconds, settings.first_byte_timeout_seconds
+        if first_s is not None and not self._answered:
+            limit = first_s if limit is None else min(limit, first_s)
         if limit is None or connection is None or now - self._active_at <= limit:
             return
         if connection.reading and (self.body.done or connection.write_paused):  # else it is the client that is slow
             self._time_out("replica_timeout", f"the replica did not answer within {limit:g} s")
 
+    def quiet(self, now: float) -> bool:
+        """Whether its answer has begun, and nothing has moved for so long that it may have been left open."""
+        return now - self._active_at > QUIET_S and self._answered and self._connection is not None
+
     def _time_out(self, code: str, message: str) -> None:
-        if self._answer.head is None:
-            self.fail(504, code, message)
-        else:
+        if self._answered:
             self._cut()
+        else:
+            if self._page is not None:
+                self._page.tally.fail()
+            self.fail(504, code, message)
 
     # ---- waiting --------------------------------------------------------------------------------------------------
 
@@ -253,7 +279,7 @@ class Exchange:
         page = self._door.choose(self._head, self._tried)
         if page is not None:
             self._door.hold.remove(self)
-            self._go(page)
+            self._go(page, self._door.time())
 
     def reconsider(self, now: float) -> None:
         """See Waiting. The replica that dropped this request may not have died of anything: then waiting is in vain."""
@@ -275,9 +301,11 @@ class Exchange:
         elif self._sent_to:
             self._fail_unanswered(", and no other one became ready in time")
         elif self._door.pool.busy:
-            self.fail(503, "replicas_busy", "every replica has as many requests as it may", retry_after_s=1)
+            again_s = self._door.retry_after_s()
+            self.fail(503, "replicas_busy", "every replica has as many requests as it may", retry_after_s=again_s)
         else:
-            self.fail(503, "no_replica_ready", "no replica became ready in time", retry_after_s=5)
+            again_s = self._door.retry_after_s()
+            self.fail(503, "no_replica_ready", "no replica became ready in time", retry_after_s=again_s)
 
     def _wait(self) -> None:
         settings, now = self._door.settings, self._door.time()
@@ -288,7 +316,8 @@ class Exchange:
             self.give_up()
         elif full:
             why = "every replica has as many requests as it may" if self._door.pool.busy else "no replica is ready"
-            self.fail(429, "queue_full", f"{why} and too many requests wait", retry_after_s=5)
+            again_s = self._door.retry_after_s()
+            self.fail(429, "queue_full", f"{why} and too many requests wait", retry_after_s=again_s)
         else:
             self._tried = self._sent_to  # one that only refused may come back
             self._door.hold.add(self)
@@ -302,19 +331,18 @@ class Exchange:
 
     # ---- to a replica ---------------------------------------------------------------------------------------------
 
-    def _begin(self) -> bool:
+    def _begin(self, now: float) -> bool:
         page = self._door.choose(self._head, self._tried)
         if page is None:
             return False
-        self._go(page)
+        self._go(page, now)
         return True
 
-    def _go(self, page: Page) -> None:
+    def _go(self, page: Page, now: float) -> None:
         door = self._door
         if door.settings.mode == "redirect":
             self._redirect(page)
             return
-        now = door.time()
         self._page = page
         door.pool.enter(page, now)
         if self._tried:
@@ -324,7 +352,7 @@ class Exchange:
             connection = door.pool.take_idle(page, now, IDLE_LIMIT_S)
         if connection is not None:
             connection.reused = True
-            self._send(connection)
+            self._send(connection, now)
         else:
             self._connect(page)
 
@@ -348,22 +376,23 @@ class Exchange:
             self._try_another(page)
             return
         self._connecting = None
-        pool.connected(page, self._door.time())
-        self._send(connection)
+        now = self._door.time()
+        pool.connected(page, now)
+        self._send(connection, now)
 
-    def _send(self, connection: UpstreamConnection) -> None:
+    def _send(self, connection: UpstreamConnection, now: float) -> None:
         door, client = self._door, self._client
         self._connection = connection
         connection.carried = self
-        self._sent_at = self._active_at = door.time()
-        head = request_bytes(
+        self._sent_at = self._active_at = now
+        head = request_parts(
             self._head,
             peer=client.peer,
             scheme=client.scheme,
             request_id=b"%b%016x" % (door.id_prefix, next(door.ids)),
             address=connection.page.address,
         )
-        connection.transport.write(b"".join((head, *(self._kept or ()))))
+        connection.transport.write(b"".join((*head, *(self._kept or ()))))
         if client.write_paused:
             connection.set_reading(wanted=False)
         if client.read_paused or connection.write_paused:
@@ -377,7 +406,7 @@ class Exchange:
             if self._connection is not None and self._kept_size > KEPT_LIMIT:
                 self._kept = None
         if self._connection is not None:
-            self._active_at = self._door.time()
+            self._active = True
             self._connection.transport.write(piece)
         elif self._kept_size > HELD_BODY_LIMIT and self.choked:
             self._client.update_reading()
@@ -389,7 +418,7 @@ class Exchange:
         self._tried |= {page.replica_id}
         self._page = None
         self._give_place(page)
-        if self._begin():
+        if self._begin(self._door.time()):
             return
         if self._door.refusing:
             self._refuse_closing()
@@ -400,15 +429,18 @@ class Exchange:
 
     def upstream_data(self, data: bytes) -> None:
         """See Carried."""
-        self._active_at = self._door.time()
-        if self.tunnel:
+        self._active = True
+        chunks = self._chunks
+        if chunks is not None and chunks.between and is_plain_chunk(data):  # as events nearly always are
+            self._door.counters.bytes_out += len(data)
             self._client.write(data)
-        elif self._answer.head is not None:
-            self._relay(b"", data)
+        elif self.tunnel:
+            self._client.write(data)
+        elif self._answer is not None and self._answer.head is not None:
+            self._relay(self._answer, b"", data)
         else:
             try:
-                if self._answer.begun or not self._pass_whole(data):
-                    self._read_head(data)
+                self._read_first(data)
             except BadMessage as bad:
                 self.fail(502, "bad_gateway", f"the replica's answer is not HTTP: {bad}")
 
@@ -423,18 +455,24 @@ class Exchange:
 
     def upstream_lost(self, *, clean: bool) -> None:
         """See Carried."""
+        answer = self._answer
         if self.tunnel:
             self._close_tunnel(reset=not clean)
-        elif self._answer.head is None:
+        elif answer is None or answer.head is None:
             self._lost_unanswered()
-        elif clean and self._answer.ends_with_connection:
-            self._complete(self._answer.head, reuse=False)
+        elif clean and answer.ends_with_connection:
+            self._complete(answer.head, reuse=False)
         else:
             self._cut()
 
     def upstream_full(self) -> None:
         """See Carried."""
         self._client.update_reading()
+
+    @property
+    def _answered(self) -> bool:
+        """Whether the client has the head of an answer."""
+        return self._answer is not None and self._answer.head is not None
 
     @property
     def _repeatable(self) -> bool:
@@ -448,12 +486,13 @@ class Exchange:
             return
         self._drop_connection()
         stale = connection.reused and now - self._sent_at < STALE_WINDOW_S
-        if not self._answer.begun:
+        begun = self._answer is not None
+        if not begun:
             self._sent_to |= {page.replica_id}
             self._dropped_by, self._dropped_at = page.replica_id, now
             if not stale:
                 self._door.pool.unanswered(page, now)
-        if self._answer.begun or not self._repeatable:
+        if begun or not self._repeatable:
             self._fail_unanswered()
         elif stale:
             self._door.counters.retried()
@@ -465,56 +504,66 @@ class Exchange:
         who = "the replica" if len(self._sent_to) < 2 else f"each of {len(self._sent_to)} replicas"
         self.fail(502, "bad_gateway", f"{who} closed the connection without an answer{more}", retry_after_s=1)
 
-    def _pass_whole(self, data: bytes) -> bool:
-        """Pass on a plain answer that came all at once, as the short ones do; False when it is another one.
-        Raises BadMessage."""
-        page, heads = self._page, self._door.heads
+    def _read_first(self, data: bytes) -> None:
+        """Read what comes before the answer's body, or a short answer at once. Raises BadMessage."""
+        page, request = self._page, self._head
         if page is None:
-            return False
-        head = whole_answer(data, self._head, heads.get(page.replica_id))
-        if head is None:
-            return False
-        if len(head.plain or b"") <= REMEMBERED:
-            heads[page.replica_id] = head
-        self._answer.begun, self._answer.head = True, head
-        counters, stays = self._door.counters, self._keep()
-        counters.responded(head.status)
-        counters.bytes_out += head.length or 0
-        took_s = self._active_at - self._started_at
-        place = counters.first_byte.observe(took_s)
-        counters.whole.count(place, took_s)
-        self._door.pool.answered(page, self._active_at - self._sent_at)
-        if not stays:
-            data = response_bytes(head, connection=b"close", coding=None) + data[len(head.plain or b"") :]
-        self._client.write(data)
-        self._leave(reuse=self.body.done)
-        self._client.over(keep=stays)
-        return True
-
-    def _read_head(self, data: bytes) -> None:
-        interim, rest = self._answer.read_head(data)
+            return
+        known = self._door.heads.get(page.replica_id)
+        if known is not None and self._answer is None and request.minor and request.method != b"HEAD":
+            end, length = known.find(data)
+            if end and length == len(data) - end:
+                self._pass_whole(page, known.head.status, data, end)
+                return
+        answer = self._answer = self._answer or Answer(request)
+        interim, rest = answer.read_head(data)
         if interim:
             self._client.write(interim)
-        head = self._answer.head
+        head = answer.head
         if head is None:
             return
-        if self._page is not None:
-            self._door.pool.answered(self._page, self._active_at - self._sent_at)
-        self._door.counters.first_byte.observe(self._active_at - self._started_at)
+        if head.plain is not None and is_whole(head, request, len(data), len(rest)):
+            if len(head.plain) <= REMEMBERED:
+                self._door.heads[page.replica_id] = KnownHead(head.plain, head)
+            self._pass_whole(page, head.status, data, len(head.plain))
+        else:
+            self._begin_answer(page, answer, head, rest)
+
+    def _pass_whole(self, page: Page, status: int, data: bytes, end: int) -> None:
+        """Pass on an answer that came all at once, as the short ones do. Its head, a plain one, is up to `end`."""
+        door, stays = self._door, self._keep()
+        now = door.time()
+        place = door.counters.answered_at_once(status, len(data) - end, now - self._started_at)
+        page.done += 1
+        page.tally.count(status, place, place)
+        door.pool.answered(page, now - self._sent_at)
+        if not stays:
+            data = b"%bConnection: close%b" % (data[: end - 2], data[end - 4 :])
+        self._client.write(data)
+        connection, self._page = self._connection, None
+        if connection is not None and self.body.done and connection.let_go():
+            self._connection = None
+            door.pool.put_idle(page, connection, now)
+        else:
+            self._drop_connection()
+        self._give_place(page)
+        self._client.over(keep=stays)
+
+    def _begin_answer(self, page: Page, answer: Answer, head: ResponseHead, rest: bytes) -> None:
+        now = self._door.time()
+        self._door.pool.answered(page, now - self._sent_at)
+        self._first_byte = self._door.counters.first_byte.observe(now - self._started_at)
         self._kept = None
         if head.status == 101:
-            self._open_tunnel(head, rest)
-        else:
-            self._begin_answer(head, rest)
-
-    def _begin_answer(self, head: ResponseHead, rest: bytes) -> None:
+            self._open_tunnel(answer, head, rest)
+            return
         self._door.counters.responded(head.status)
-        self._answer.begin(head)
-        self._stays = self._keep() and not self._answer.ends_clients_connection
-        self._relay(self._answer.head_bytes(head, self._connection_word(keep=self._stays)), rest)
+        answer.begin(head)
+        self._chunks = answer.chunks
+        self._stays = self._keep() and not answer.ends_clients_connection
+        self._relay(answer, answer.head_bytes(head, self._connection_word(keep=self._stays)), rest)
 
-    def _relay(self, prefix: bytes, data: bytes) -> None:
-        answer = self._answer
+    def _relay(self, answer: Answer, prefix: bytes, data: bytes) -> None:
         try:
             payload = answer.relay(data)
         except BadMessage:
@@ -528,13 +577,13 @@ class Exchange:
         if answer.done and answer.head is not None:
             self._complete(answer.head, reuse=answer.exact)
 
-    def _open_tunnel(self, head: ResponseHead, rest: bytes) -> None:
+    def _open_tunnel(self, answer: Answer, head: ResponseHead, rest: bytes) -> None:
         if self._head.upgrade is None or not self.body.done:
             self.fail(502, "bad_gateway", "the replica switches protocols without being asked to")
             return
         self._door.counters.responded(101)
         self.tunnel = True
-        self._client.write(self._answer.head_bytes(head, b"Upgrade") + rest)
+        self._client.write(answer.head_bytes(head, b"Upgrade") + rest)
         self._client.update_reading()
 
     def _close_tunnel(self, *, reset: bool = False) -> None:
@@ -557,25 +606,30 @@ class Exchange:
         return b"" if self._head.minor else b"keep-alive"
 
     def _complete(self, head: ResponseHead, *, reuse: bool) -> None:
-        self._door.counters.whole.observe(self._active_at - self._started_at)
+        place = self._door.counters.whole.observe(self._door.time() - self._started_at)
+        if self._page is not None:
+            self._page.done += 1
+            self._page.tally.count(head.status, self._first_byte, place)
         self._leave(reuse=reuse and self.body.done and head.keep_alive)
         self._client.over(keep=self._stays)
 
     def _cut(self) -> None:
         self._door.counters.cuts += 1
+        if self._page is not None:
+            self._page.tally.fail()
         self._leave(reuse=False)
-        self._client.cut(reset=self._answer.ends_clients_connection)
+        self._client.cut(reset=self._answer is not None and self._answer.ends_clients_connection)
 
     def _leave(self, *, reuse: bool) -> None:
         """Let go of the queue and the replica, whatever the state; the second time nothing happens."""
-        self._door.hold.remove(self)
+        if self.hold_until:  # it may be in the queue
+            self._door.hold.remove(self)
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
         connection, page = self._connection, self._page
-        if connection is not None and reuse and connection.reusable():
-            self._connection = connection.carried = None
-            connection.set_reading(wanted=True)  # the next answer must not find it paused
+        if connection is not None and reuse and connection.let_go():
+            self._connection = None
             self._door.pool.put_idle(connection.page, connection, self._door.time())
         else:
             self._drop_connection()
@@ -586,7 +640,7 @@ class Exchange:
     def _give_place(self, page: Page) -> None:
         door = self._door
         door.pool.leave(page)
-        if door.hold and door.pool.limited:
+        if door.hold.waiting and door.pool.limited:
             asyncio.get_running_loop().call_soon(door.release_held)
 
     def _drop_connection(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 HEAD_LIMIT = 64 * 1024
 """Bytes of a request or response head, its empty line included."""
@@ -22,7 +22,13 @@ TRAILER_LIMIT = 16 * 1024
 CHUNK_LINE_LIMIT = 1024
 """Bytes of one chunk-size line with its extensions."""
 
+PLAIN_CHUNK_LIMIT = 4096
+"""Bytes of a chunk that is recognized at a glance. Events are nearly always shorter."""
+
 _FIRST_LINE_LIMIT = URI_LIMIT + 64
+_MOST_DIGITS = 18
+"""Of a Content-Length."""
+_LENGTH_LINE = b"\r\ncontent-length: "
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*+"
@@ -58,6 +64,25 @@ _SIZE, _CHUNK_END, _TRAILER = range(3)
 """The lines of a chunked body: one with a size, the empty one after a chunk's data, those after the last chunk."""
 
 
+def _plain_lines() -> list[bytes]:
+    lines = [b"no chunk"] * PLAIN_CHUNK_LIMIT
+    for size in range(1, PLAIN_CHUNK_LIMIT):
+        line = b"%x\r\n" % size
+        if len(line) + size + 2 < PLAIN_CHUNK_LIMIT:
+            lines[len(line) + size + 2] = line
+    return lines
+
+
+_PLAIN_LINES = _plain_lines()
+"""By the length of one whole chunk: the size line that it begins with, as all common servers write it."""
+
+
+def is_plain_chunk(data: bytes) -> bool:
+    """Whether `data`, which begins where a chunk may, is exactly one chunk. False says nothing."""
+    size = len(data)
+    return size < PLAIN_CHUNK_LIMIT and data[-2:] == b"\r\n" and data.startswith(_PLAIN_LINES[size])
+
+
 class BadMessage(ValueError):
     """A message that is not clear HTTP. `status` is what a client that sent it is answered."""
 
@@ -73,6 +98,7 @@ class RequestHead:
     `fields` are the lines of the end-to-end fields as they came, each behind a line end; `special` holds, by lower-case
     name, the values of those that the door itself has to read or write. `length` is None when the body is chunked.
     `target` is in origin form (or `*`). It is not to be changed: the next request on its connection may have it again.
+    `written` is what `headers.request_parts` keeps here for that one; as a head does, it belongs to one connection.
     """
 
     method: bytes
@@ -85,6 +111,7 @@ class RequestHead:
     length: int | None
     keep_alive: bool
     upgrade: bytes | None
+    written: bytes | None = None
 
     @property
     def lines(self) -> list[bytes]:
@@ -112,6 +139,37 @@ class ResponseHead:
     keep_alive: bool
     upgrade: bytes | None
     plain: bytes | None = None
+
+
+H = TypeVar("H", RequestHead, ResponseHead)
+
+
+class KnownHead(Generic[H]):
+    """A head that has been understood, to tell another one that differs in nothing but the number in Content-Length."""
+
+    __slots__ = ("_after", "_before", "head")
+
+    def __init__(self, block: bytes, head: H) -> None:
+        self.head: H = head
+        self._before, self._after = block, b""
+        line = -1 if head.length is None else block.lower().find(_LENGTH_LINE)
+        start = line + len(_LENGTH_LINE)
+        end = block.find(b"\r", start)
+        if line >= 0 and block[start:end].isdigit():
+            self._before, self._after = block[:start], block[end:]
+
+    def find(self, data: bytes) -> tuple[int, int | None]:
+        """Where the same head ends that `data` begins with, or 0; and its length."""
+        before, after = self._before, self._after
+        start = len(before)
+        if data[:start] == before:
+            if not after:
+                return start, self.head.length
+            line_end = data.find(b"\r", start, start + _MOST_DIGITS + 1)
+            number, end = data[start:line_end], line_end + len(after)
+            if number.isdigit() and data[line_end:end] == after:
+                return end, int(number)
+        return 0, None
 
 
 def head_end(data: bytes, scanned: int = 0, start: int = 0) -> int:
@@ -181,6 +239,23 @@ def parse_request_head(block: bytes) -> RequestHead:
     )
 
 
+def with_length(head: RequestHead, length: int) -> RequestHead:
+    """The same head, but for the number in its Content-Length."""
+    return RequestHead(
+        head.method,
+        head.target,
+        head.minor,
+        head.host,
+        head.fields,
+        {**head.special, b"content-length": [b"%d" % length]},
+        head.named,
+        length,
+        head.keep_alive,
+        head.upgrade,
+        head.written,
+    )
+
+
 def parse_response_head(block: bytes) -> ResponseHead:
     """Read a whole response head, empty line included. Raises BadMessage."""
     line = _STATUS_LINE.match(block)
@@ -200,7 +275,7 @@ def _plain_response(block: bytes, line: re.Match[bytes]) -> ResponseHead | None:
     length, chunked = None, False
     if found:
         name, value = found[0]
-        if len(name) == 14 and value.isdigit() and len(value) <= 18:  # it is Content-Length
+        if len(name) == 14 and value.isdigit() and len(value) <= _MOST_DIGITS:  # it is Content-Length
             length = int(value)
         elif len(name) == 17 and value.lower() == b"chunked":  # it is Transfer-Encoding
             chunked = True
@@ -302,7 +377,7 @@ def _upgrade(special: dict[bytes, list[bytes]], named: frozenset[bytes], minor: 
 
 
 def _length(value: bytes, status: int) -> int:
-    if not value.isdigit() or len(value) > 18:
+    if not value.isdigit() or len(value) > _MOST_DIGITS:
         raise BadMessage("the Content-Length is not a number", status)
     return int(value)
 
@@ -368,9 +443,13 @@ class UntilCloseBody:
 
 
 class ChunkedBody:
-    """A chunked body with its trailers. With `decode`, the payload is collected for `take`."""
+    """A chunked body with its trailers. With `decode`, the payload is collected for `take`.
 
-    __slots__ = ("_expected", "_left", "_line", "_payload", "_trailer_size", "done")
+    `between`: the next byte is the first one of a chunk. What is one plain chunk then changes nothing here, and whoever
+    knows it as such (see `is_plain_chunk`) need not feed it.
+    """
+
+    __slots__ = ("_expected", "_left", "_line", "_payload", "_trailer_size", "between", "done")
 
     def __init__(self, *, decode: bool = False) -> None:
         self._left = 0
@@ -378,6 +457,7 @@ class ChunkedBody:
         self._expected = _SIZE
         self._trailer_size = 0
         self._payload: list[bytes] | None = [] if decode else None
+        self.between = True
         self.done = False
 
     def feed(self, data: bytes, start: int) -> int:
@@ -392,6 +472,7 @@ class ChunkedBody:
                 position = end
             else:
                 position = self._whole_chunk(data, position) or self._part_of_line(data, position)
+        self.between = self._expected == _SIZE and not self._left and not self._line
         return position
 
     def take(self) -> bytes:
@@ -448,6 +529,10 @@ class ChunkedBody:
         field = _FIELD.fullmatch(line)
         if field is None or self._trailer_size > TRAILER_LIMIT or field[1].lower() in _NOT_IN_TRAILERS:
             raise BadMessage("a trailer field is malformed")
+
+
+NO_BODY: Body = LengthBody(0)
+"""Where there is nothing to find any more; feeding it changes nothing."""
 
 
 def request_body(head: RequestHead) -> Body:

@@ -27,34 +27,38 @@ _SAYS_JSON = re.compile(rb"\r\n(?:accept|content-type):[^\r\n]*json", re.IGNOREC
 _ERROR_TYPES = {429: "rate_limit_error", 502: "server_error", 503: "server_error", 504: "server_error"}
 
 
-def request_bytes(head: RequestHead, *, peer: bytes, scheme: bytes, request_id: bytes, address: str) -> bytes:
-    """The head that goes to a replica at `address` for a client at IP address `peer`."""
+def request_parts(
+    head: RequestHead, *, peer: bytes, scheme: bytes, request_id: bytes, address: str
+) -> tuple[bytes, bytes, bytes]:
+    """The head that goes to a replica at `address` for a client at IP address `peer`: up to the request's id, that, and
+    the rest. The first part is the same for the next request that has this head."""
+    start = head.written or _start(head, peer, scheme, address)
+    special = head.special
+    if b"x-request-id" in special:
+        request_id = special[b"x-request-id"][0]
+    if head.length is None:
+        end = b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+    elif b"content-length" in special:
+        end = b"\r\nContent-Length: %d\r\n\r\n" % head.length
+    else:
+        end = b"\r\n\r\n"
+    if head.upgrade is not None:
+        end = b"\r\nConnection: Upgrade\r\nUpgrade: %b%b" % (head.upgrade, end)
+    return start, request_id, end
+
+
+def _start(head: RequestHead, peer: bytes, scheme: bytes, address: str) -> bytes:
     special = head.special
     host = head.host if head.host is not None else address.encode()
     if len(host) <= REMEMBERED and _FORWARDING.isdisjoint(special):
         forwarding = _forwarding(peer, scheme, host)
     else:
         forwarding = _forwarding_on(special, peer, scheme, host)
-    if b"x-request-id" in special:
-        request_id = special[b"x-request-id"][0]
-    if head.length is None:
-        length = b"\r\nTransfer-Encoding: chunked"
-    elif b"content-length" in special:
-        length = b"\r\nContent-Length: %d" % head.length
-    else:
-        length = b""
     fields = _without(head.fields, head.named) if head.named else head.fields
-    upgrade = b"\r\nConnection: Upgrade\r\nUpgrade: %b" % head.upgrade if head.upgrade is not None else b""
-    return b"%b %b HTTP/1.1\r\nHost: %b%b%b\r\nX-Request-ID: %b%b%b\r\n\r\n" % (
-        head.method,
-        head.target,
-        host,
-        fields,
-        forwarding,
-        request_id,
-        length,
-        upgrade,
-    )
+    start = b"%b %b HTTP/1.1\r\nHost: %b%b%b\r\nX-Request-ID: " % (head.method, head.target, host, fields, forwarding)
+    if head.host is not None:
+        head.written = start
+    return start
 
 
 @lru_cache(1024)

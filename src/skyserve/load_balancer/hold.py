@@ -19,33 +19,34 @@ H = TypeVar("H", bound=Held)
 
 
 class Hold(Generic[H]):
-    """The queue. `on_first` is called when it stops being empty; `total` have been in it so far."""
+    """The queue. `on_first` is called when it stops being empty; `total` have been in it so far. `waiting` are in it
+    now, for others only to see whether there are any."""
 
     def __init__(self, on_first: Callable[[], None]) -> None:
         self._on_first = on_first
-        self._waiting: dict[H, None] = {}
+        self.waiting: dict[H, None] = {}
         self.total = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def __iter__(self) -> Iterator[H]:
         """Those who wait, in order. Any of them may leave meanwhile, and is then passed over."""
-        for held in list(self._waiting):
-            if held in self._waiting:
+        for held in list(self.waiting):
+            if held in self.waiting:
                 yield held
 
     def add(self, held: H) -> None:
         """Queue up at the end."""
-        self._waiting[held] = None
+        self.waiting[held] = None
         self.total += 1
-        if len(self._waiting) == 1:
+        if len(self.waiting) == 1:
             self._on_first()
 
     def remove(self, held: H) -> None:
         """Leave the queue; nothing happens when it was not in it."""
-        self._waiting.pop(held, None)
+        self.waiting.pop(held, None)
 
     def expired(self, now: float) -> list[H]:
         """Those whose deadline has passed; they stay until they are removed."""
-        return [held for held in self._waiting if held.hold_until <= now]
+        return [held for held in self.waiting if held.hold_until <= now]

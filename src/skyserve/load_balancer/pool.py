@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from skyserve.load_balancer.board import Board, read_verdict, verdict
+from skyserve.load_balancer.recent import Recent, Tally
 from skyserve.model.routing import Endpoint
 
 IDLE_LIMIT_S = 4.0
@@ -43,12 +44,14 @@ class Upstream(Generic[Conn]):
     """The door's page on one replica. Policies read it; only the pool writes it.
 
     `in_flight` are the requests of all workers, as far as is known here; `own` are those of this one. `heard` is what
-    was last said about it among them.
+    was last said about it among them. `done` of this one's have come to their end, and `taken_s` is how long all of
+    them together were under way. `tally` is its version's.
     """
 
     __slots__ = (
         "accepted_at",
         "address",
+        "done",
         "draining",
         "ejected_until",
         "ejection_s",
@@ -63,13 +66,18 @@ class Upstream(Generic[Conn]):
         "replica_id",
         "strikes",
         "suspect",
+        "taken_s",
+        "tally",
         "tls",
         "trial",
         "weight",
     )
 
-    def __init__(self, row: Endpoint, now: float) -> None:
+    def __init__(self, row: Endpoint, now: float, tally: Tally) -> None:
         self.listed_at = now
+        self.tally = tally
+        self.done = 0
+        self.taken_s = 0.0
         self.replica_id = row.replica_id
         self.address = row.address
         self.tls = row.tls
@@ -110,9 +118,10 @@ class Upstream(Generic[Conn]):
 class Pool(Generic[Conn]):
     """All pages. `on_news` is called when the controller should hear something at once."""
 
-    def __init__(self, on_news: Callable[[], None]) -> None:
+    def __init__(self, on_news: Callable[[], None], recent: Recent | None = None) -> None:
         self._on_news = on_news
         self._pages: dict[int, Upstream[Conn]] = {}
+        self.recent = recent or Recent(0.0)
         self._routable: tuple[Upstream[Conn], ...] = ()
         self._ejected = 0
         self.ejections = 0
@@ -168,6 +177,7 @@ class Pool(Generic[Conn]):
             if (page.leaving and not row.draining) or moved:
                 page.listed_at = now
             page.removed = False
+            page.tally = self.recent.tally(row.version)
             page.address, page.tls, page.weight, page.draining = row.address, row.tls, row.weight, row.draining
         self._routable = tuple(self._pages[id_] for id_ in sorted(listed) if not self._pages[id_].draining)
         self._warm_at = self._slow_start_s + max((page.listed_at for page in self._routable), default=0.0)
@@ -233,7 +243,7 @@ class Pool(Generic[Conn]):
         if self._board is not None:
             self._board.write(page.replica_id, page.own)
         page.trial = False
-        if page.own == 0 and page.leaving:
+        if page.own == 0 and (page.draining or page.removed):
             self._forget_if_gone(page)
             self._on_news()
 
@@ -261,6 +271,7 @@ class Pool(Generic[Conn]):
     def unanswered(self, page: Upstream[Conn], now: float) -> None:
         """It took a request on a fresh connection and ended that without a byte."""
         page.strikes += 1
+        page.tally.fail()
         self._suspect(page)
         if page.strikes >= STRIKES:
             self._eject(page, now)
@@ -273,7 +284,7 @@ class Pool(Generic[Conn]):
 
     def put_idle(self, page: Upstream[Conn], connection: Conn, now: float) -> None:
         """Keep a connection for the next request."""
-        if page.leaving:
+        if page.draining or page.removed:
             connection.close()
             return
         connection.idle_since = now
@@ -326,7 +337,7 @@ class Pool(Generic[Conn]):
         self._count_ejected()
 
     def _new_page(self, row: Endpoint, now: float) -> Upstream[Conn]:
-        page: Upstream[Conn] = Upstream(row, now)
+        page: Upstream[Conn] = Upstream(row, now, self.recent.tally(row.version))
         self._pages[row.replica_id] = page
         self._start_afresh(page)
         return page

@@ -24,16 +24,11 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float) -> int:
-        """One more; the place of its bucket."""
+        """One more; the bin that it belongs to."""
         place = bisect_left(self.bounds, value)
         self.counts[place] += 1
         self.total += value
         return place
-
-    def count(self, place: int, value: float) -> None:
-        """One more, whose bucket is known."""
-        self.counts[place] += 1
-        self.total += value
 
 
 class Counters:
@@ -82,21 +77,34 @@ class Counters:
         """An answer has begun, a replica's or our own."""
         self.responses[status] = self.responses.get(status, 0) + 1
 
+    def answered_at_once(self, status: int, size: int, took_s: float) -> int:
+        """An answer has come whole, its body of `size` bytes: all there is to count about it. The bin of its time."""
+        self.responses[status] = self.responses.get(status, 0) + 1
+        self.bytes_out += size
+        first_byte, whole = self.first_byte, self.whole
+        place = bisect_left(first_byte.bounds, took_s)
+        first_byte.counts[place] += 1
+        first_byte.total += took_s
+        whole.counts[place] += 1
+        whole.total += took_s
+        return place
+
     def retried(self) -> None:
         """A request is sent once more."""
         self.retries += 1
 
-    def window_s(self, now: float) -> float:
-        """Seconds that `arrivals_per_s` covers: the window, or the door's life while that is shorter; at least 1."""
-        return min(float(WINDOW_S), max(1.0, now - self._started_at))
+    def window_s(self, now: float, span_s: int = WINDOW_S) -> float:
+        """Seconds that `arrivals_per_s` covers: the span, or the door's life while that is shorter; at least 1."""
+        return min(float(span_s), max(1.0, now - self._started_at))
 
-    def arrivals_per_s(self, now: float) -> float:
-        """Mean rate of arrivals over the window."""
+    def arrivals_per_s(self, now: float, span_s: int = WINDOW_S) -> float:
+        """Mean rate of arrivals over the span, a minute at most."""
         self._slide(now)
-        # Part of the oldest second has left the window already; its arrivals are taken as evenly spread.
-        oldest = self._buckets[(self._last + 1) % len(self._buckets)]
-        gone = (now - self._started_at) % 1.0
-        return (sum(self._buckets) - oldest * gone) / self.window_s(now)
+        # Part of the oldest second has left the span already; its arrivals are taken as evenly spread.
+        size = len(self._buckets)
+        recent = sum(self._buckets[(self._last - back) % size] for back in range(span_s))
+        oldest = self._buckets[(self._last - span_s) % size]
+        return (recent + oldest * (1.0 - (now - self._started_at) % 1.0)) / self.window_s(now, span_s)
 
     def _slide(self, now: float) -> None:
         second = int(now - self._started_at)

@@ -17,10 +17,12 @@ from skyserve.load_balancer.door import Door
 from skyserve.load_balancer.forward import Exchange
 from skyserve.load_balancer.framing import (
     BadMessage,
+    KnownHead,
     RequestHead,
     check_request_start,
     head_end,
     parse_request_head,
+    with_length,
     without_blank_lines,
 )
 from skyserve.load_balancer.headers import Failure, began_in_json, error_bytes
@@ -40,6 +42,9 @@ OLDEST = 64
 """Connections that are looked at for an idle one when there are too many."""
 
 SWEEP_S = 0.25
+
+COUNT_S = 2.0
+"""How often open answers in which nothing moves are counted."""
 
 logger = logging.getLogger("skyserve.load_balancer")
 
@@ -77,8 +82,7 @@ class ClientConnection(asyncio.Protocol):
         "_door",
         "_head_started",
         "_heard_at",
-        "_last_block",
-        "_last_head",
+        "_last",
         "_others",
         "_scanned",
         "_serving",
@@ -89,6 +93,7 @@ class ClientConnection(asyncio.Protocol):
         "peer",
         "read_paused",
         "scheme",
+        "write",
         "write_paused",
     )
 
@@ -101,8 +106,7 @@ class ClientConnection(asyncio.Protocol):
         self.write_paused = False
         self._ahead = b""
         self._scanned = 0
-        self._last_block = b""
-        self._last_head: RequestHead | None = None
+        self._last: KnownHead[RequestHead] | None = None
         self._head_started = False
         self._serving = False
         self._closing = False
@@ -117,6 +121,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
         self._transport = cast(asyncio.Transport, transport)
+        self.write = self._transport.write  # see Client; a call less for each event
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
         address = transport.get_extra_info("peername")
         if address:
@@ -179,10 +184,6 @@ class ClientConnection(asyncio.Protocol):
 
     # ---- for the exchange (see forward.Client) --------------------------------------------------------------------
 
-    def write(self, data: bytes) -> None:
-        """See Client."""
-        self._transport.write(data)
-
     def half_close(self) -> bool:
         """See Client."""
         able = self._transport.can_write_eof()
@@ -195,7 +196,8 @@ class ClientConnection(asyncio.Protocol):
         exchange, self.exchange = self.exchange, None
         self._deadline_at = self._door.time() + self._door.limits.idle_s
         if keep:
-            self._serve()
+            if self._ahead or self.read_paused or self.write_paused:
+                self._serve()
         elif exchange is not None and (self._ahead or not exchange.body.done):
             self._linger()
         else:
@@ -238,14 +240,12 @@ class ClientConnection(asyncio.Protocol):
         if self._serving:  # an answer that needed no waiting: the loop below goes on
             return
         self._serving = True
-        while self._ahead and self._free() and self._next_request():
-            pass
+        while self._ahead and self.exchange is None and not (self._closing or self.write_paused):
+            if not self._next_request():
+                break
         self._serving = False
         if self.read_paused or self.write_paused:
             self.update_reading()
-
-    def _free(self) -> bool:
-        return self.exchange is None and not (self._closing or self.write_paused)
 
     def _next_request(self) -> bool:
         """Take the next request out of what has been read; False when it is not whole or not clear."""
@@ -253,34 +253,47 @@ class ClientConnection(asyncio.Protocol):
         if data.startswith(b"\r\n"):
             data, self._scanned = without_blank_lines(data), 0
         try:
-            end = head_end(data, self._scanned)
-            if end < 0:
+            head, end = self._read_head(data)
+            if head is None:
                 self._ahead = data
                 return self._incomplete(data)
-            head = self._read_head(data[:end])
         except BadMessage as bad:
             self._reject(bad.status, _ERROR_CODES.get(bad.status, "bad_request"), str(bad))
             return False
         self._scanned, self._head_started = 0, False
+        whole = end + head.length if head.length is not None else 0
+        if end <= whole <= len(data):  # it has come with its body, as most do
+            self._ahead = data[whole:]
+            self.exchange = exchange = Exchange(self._door, self, head, data[end:whole])
+            exchange.start()
+            return True
         self._ahead = b""
         exchange = self.exchange = Exchange(self._door, self, head)
-        if not exchange.body.done:
-            self._heard_at = self._door.time()
-            if end < len(data):
-                end = self._feed(exchange, data, end)
+        self._heard_at = self._door.time()
+        if end < len(data):
+            end = self._feed(exchange, data, end)
         if not self._closing:
             self._ahead = data[end:]
             exchange.start()
         return True
 
-    def _read_head(self, block: bytes) -> RequestHead:
-        """Understand a head; one like the last, as most clients send, has been understood. Raises BadMessage."""
-        if block == self._last_block and self._last_head is not None:
-            return self._last_head
-        head = parse_request_head(block)
-        if len(block) <= REMEMBERED:
-            self._last_block, self._last_head = block, head
-        return head
+    def _read_head(self, data: bytes) -> tuple[RequestHead | None, int]:
+        """The head that `data` begins with, and where it ends; none while it is not whole. Raises BadMessage.
+
+        One like the last on this connection, as most clients send, has been understood."""
+        last = self._last
+        if last is not None:
+            end, length = last.find(data)
+            if end:
+                head = last.head
+                return (head if length is None or length == head.length else with_length(head, length)), end
+        end = head_end(data, self._scanned)
+        if end < 0:
+            return None, end
+        head = parse_request_head(data[:end])
+        if end <= REMEMBERED:
+            self._last = KnownHead(data[:end], head)
+        return head, end
 
     def _incomplete(self, data: bytes) -> bool:
         if data:
@@ -390,6 +403,7 @@ class Server:
         self._stop_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due_at = 0.0
+        self._count_at = 0.0
         self._loop = asyncio.get_running_loop()
         self.stopped: asyncio.Future[None] = self._loop.create_future()
 
@@ -460,6 +474,10 @@ class Server:
         self._follow_tls(now)
         for client in list(self._clients):
             client.check(now)
+        if now >= self._count_at:
+            self._count_at = now + COUNT_S
+            open_ = (client.exchange for client in self._clients)
+            self._door.recent.quiet = sum(exchange is not None and exchange.quiet(now) for exchange in open_)
         self._find_unheard()
         if self._stop_at is not None and self._finish(now, self._stop_at):
             return

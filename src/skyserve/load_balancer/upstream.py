@@ -65,8 +65,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio. What nobody asked for ends the connection: it may be half of something."""
-        if self.carried is not None:
-            self.carried.upstream_data(data)
+        carried = self.carried
+        if carried is not None:
+            carried.upstream_data(data)
         else:
             self._retire()
 
@@ -119,9 +120,14 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether one side can end alone, for which TLS has no word; nor can what the kernel still has be read then."""
         return self.transport.can_write_eof()
 
-    def reusable(self) -> bool:
-        """Nothing is left over from the last exchange."""
-        return not (self._eof or self.transport.is_closing() or self.transport.get_write_buffer_size())
+    def let_go(self) -> bool:
+        """End the turn of the exchange; False, and nothing changes, when something is left over from it."""
+        if self._eof or self.transport.is_closing() or self.transport.get_write_buffer_size():
+            return False
+        self.carried = None
+        if self._paused:
+            self.set_reading(wanted=True)  # the next answer must not find it paused
+        return True
 
     def close(self) -> None:
         """See Closable."""
@@ -163,9 +169,13 @@ async def connect(
 
 def set_options(sock: socket.socket) -> None:
     """Send at once, and have the kernel find out when a silent peer is gone: machines vanish without a word."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio forgets it for some sockets it accepts
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        option = getattr(socket, name, None)
-        if option is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    real = socket.socket(sock.family, sock.type, sock.proto, sock.fileno())  # uvloop's own makes one for each option
+    try:
+        real.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio forgets it for some sockets it accepts
+        real.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            option = getattr(socket, name, None)
+            if option is not None:
+                real.setsockopt(socket.IPPROTO_TCP, option, value)
+    finally:
+        real.detach()

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
+from skyserve.load_balancer.recent import by_version
 from skyserve.model.evidence import LoadReport, VersionAnswers
 from skyserve.model.routing import Endpoint, RoutingTable
 from skyserve.model.service import LoadBalancer, ReplicaTls, Tls
@@ -65,6 +66,7 @@ class Totals:
     requests_total: int = 0
     responses: Mapping[int, int] = field(default_factory=dict)
     retries: int = 0
+    versions: tuple[VersionAnswers, ...] = ()
 
     def plus(self, report: DoorReport) -> Totals:
         """One more is gone, and this was its last report."""
@@ -73,6 +75,7 @@ class Totals:
             self.requests_total + report.load.requests_total,
             {code: self.responses.get(code, 0) + report.responses.get(code, 0) for code in codes},
             self.retries + report.retries,
+            by_version([*self.versions, *report.load.versions]),
         )
 
 
