@@ -180,7 +180,7 @@ class Door:
         """
         if self.pool.busy:
             done = sum(self.recent.tell(_NOTHING, self.pool.pages()).done_per_s.values())
-            return _whole_seconds(len(self.hold) / done if done else 0.0)
+            return _whole_seconds(len(self.hold) / done if done else UNKNOWN_S)
         start_s = self.table.start_s or UNKNOWN_S
         if self.table.ready_at is None:
             return _whole_seconds(start_s)
