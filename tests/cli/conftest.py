@@ -25,7 +25,7 @@ from skyserve.cli.session import Session
 from skyserve.config import Config
 from skyserve.model.codec import from_json, to_json
 from skyserve.model.service import ServiceSpec
-from skyserve.model.view import DecisionView, ProviderView, ReplicaView, ServiceView
+from skyserve.model.view import DecisionView, HistoryView, ProviderView, ReplicaView, ServiceView
 
 START = 1_700_000_000.0
 TOKEN = "token-of-the-fake"
@@ -75,6 +75,7 @@ class FakeController:
     services: dict[str, ServiceView] = field(default_factory=dict)
     script: dict[str, list[ServiceView | None]] = field(default_factory=dict)
     specs: dict[str, tuple[int, ServiceSpec]] = field(default_factory=dict)
+    history: HistoryView | None = None
     candidates: tuple[ProviderView, ...] = (LOCAL,)
     refusals: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
@@ -154,6 +155,10 @@ class FakeController:
         if method == "GET" and rest == "spec":
             version, spec = self.specs[name]
             return 200, {"version": version, "spec": to_json(spec)}
+        if method == "GET" and rest == "versions":
+            return 200, to_json(self.history)
+        if method == "POST" and rest == "rollback":
+            return 200, {"version": view.latest_version + 1}
         if method == "GET" and rest == "decisions":
             return 200, {"decisions": to_json(tuple(self.decisions))}
         if rest == "halted":

@@ -23,6 +23,7 @@ from skyserve.model.decision import (
 from skyserve.model.evidence import Listing, Silent
 from skyserve.model.health import Cooldown, CooldownKind
 from skyserve.model.replica import Replica, ReplicaStatus
+from skyserve.model.rollout import Rejected, RolloutMemory
 from skyserve.model.service import ServiceSpec, UpdateMode
 from skyserve.store.base import Lease, ServiceState, Store
 
@@ -154,6 +155,24 @@ class StoreContract:
             assert state.revision > before.revision
             assert state.specs == {2: a_spec(run="new")}, "no replica needs version 1"
             assert await store.put_version(a_spec(), mode=UpdateMode.ROLLING, now=12.0) == 3
+
+        run(scenario)
+
+    def test_the_newest_versions_are_kept_and_those_in_use(self, run: Run) -> None:
+        async def scenario(store: Store) -> None:
+            state, lease = await begin(store)
+            memory = Memory(rollout=RolloutMemory(2, good=1, rejected=(Rejected(2, 12.0, "it failed"),)))
+            await store.commit(seen(state), replace(nothing_to_do(state), memory=memory), lease=lease)
+            for number in range(2, 15):
+                mode = UpdateMode.CANARY if number == 14 else UpdateMode.ROLLING
+                await store.put_version(a_spec(run=f"v{number}"), mode=mode, now=10.0 + number)
+            kept = await store.versions("chat")
+            assert [one.version for one in kept] == [1, *range(5, 15)], "the good one is in use"
+            assert (kept[-1].mode, kept[-1].created_at, kept[-1].spec.run) == (UpdateMode.CANARY, 24.0, "v14")
+            loaded = await store.load("chat")
+            assert sorted(loaded.specs) == [1, 14]
+            assert loaded.memory == memory
+            await refused(ServiceNotFound, store.versions("nobody"))
 
         run(scenario)
 

@@ -20,7 +20,7 @@ from skyserve.model.evidence import LoadReport, ProbeResult
 from skyserve.model.replica import Replica, ReplicaStatus
 from skyserve.model.routing import RoutingTable
 from skyserve.model.scaling import EngineSample, MetricReading
-from skyserve.model.service import ReplicaPolicy, ServiceSpec
+from skyserve.model.service import ReplicaPolicy, ReplicaTls, ServiceSpec
 from skyserve.providers.base import Provider
 from skyserve.providers.fake import FakeProvider
 from skyserve.store.secrets import SecretStore
@@ -68,11 +68,17 @@ class QuietScraper:
     def __init__(self) -> None:
         self.pages: Mapping[int, str] = {}
         self.metric: MetricQuestion | None = None
+        self.tls: Mapping[int, ReplicaTls] = {}
         self.heard: Mapping[int, EngineSample] = {}
         self.value: MetricReading | None = None
 
-    def follow(self, pages: Mapping[int, str], metric: MetricQuestion | None) -> None:
-        self.pages, self.metric = pages, metric
+    def follow(
+        self,
+        pages: Mapping[int, str],
+        metric: MetricQuestion | None,
+        tls: Mapping[int, ReplicaTls] | None = None,
+    ) -> None:
+        self.pages, self.metric, self.tls = pages, metric, tls or {}
 
     def samples(self) -> Mapping[int, EngineSample]:
         return self.heard

@@ -9,18 +9,22 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from tests.controller.rig import Rig, chat, rig
+from tests.controller.rig import FixedRoster, Rig, chat, rig
 
 from skyserve.clock import VirtualClock
+from skyserve.config import Config
 from skyserve.controller import admission
+from skyserve.controller.supervisor import Supervisor
 from skyserve.errors import StoreUnavailable, UsageError
 from skyserve.model.decision import Launch
 from skyserve.model.routing import RoutingTable
-from skyserve.model.service import Kind, LoadBalancer, ServiceSpec, UpdateMode
+from skyserve.model.service import Kind, LoadBalancer, ReplicaPolicy, ServiceSpec, UpdateMode
 from skyserve.providers.fake import FakeProvider
 from skyserve.store.secrets import SecretStore
+from skyserve.store.sql import open_store
 
 TAG = "chat-u1"
+ONE = ReplicaPolicy(1, 1)
 
 
 def keyed(*names: str, prints: str = "1", run: str = "serve") -> ServiceSpec:
@@ -180,3 +184,18 @@ def test_an_endpoint_that_is_open_to_all_is_told_of(host: str, said: int) -> Non
     assert all("`service.load_balancer.api_keys`" in one for one in told)
     assert admission.about_endpoint(keyed("OLD"), host) == ()
     assert admission.about_endpoint(replace(chat(), kind=Kind.CLUSTER), host) == ()
+
+
+def test_the_plan_tells_of_it_once(tmp_path: Path) -> None:
+    async def scenario() -> list[tuple[str, ...]]:
+        clock, config = VirtualClock(), Config(tmp_path, endpoint_host="0.0.0.0", inherited_env={})
+        store = await asyncio.to_thread(open_store, config.database)
+        roster = FixedRoster(FakeProvider(clock))
+        supervisor = Supervisor(config, store, roster, clock, SecretStore(config.secrets_dir))  # type: ignore[arg-type]
+        told = [(await supervisor.plan(spec))[1] for spec in (chat(1), replace(keyed("OLD"), replica_policy=ONE))]
+        await supervisor.close()
+        return told
+
+    (warning,), none = asyncio.run(scenario())
+    assert "asks nobody for an API key" in warning
+    assert none == ()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
 from tests.controller.engine_pages import LLAMA, VLLM
-from tests.controller.site import Site, plain
+from tests.controller.site import Serving, Site, plain
+from tests.load_balancer.test_door_tls import certify
 
 from skyserve.clock import VirtualClock
 from skyserve.controller.metric import MetricQuestion
 from skyserve.controller.scrape import MOST_BYTES, PAGE_INTERVAL_S, STALE_AFTER_S, Scraper, Unread, fetch
 from skyserve.model.scaling import EngineSample, MetricReading
+from skyserve.model.service import ReplicaTls
 
 
 class TurnClock(VirtualClock):
@@ -185,6 +189,30 @@ def test_what_never_answers_has_its_time() -> None:
                 await fetch(session, "http://[broken", {}, 5.0)
 
     asyncio.run(scenario())
+
+
+def test_the_page_of_a_replica_that_speaks_tls(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = certify(tmp_path, "replica")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.certfile, files.keyfile)
+    trusting = ReplicaTls(ca_file=files.certfile, server_name="localhost")
+
+    def read(endpoint: str, tls: ReplicaTls) -> bool:
+        heard: list[bool] = []
+
+        async def scenario(b: Bench) -> None:
+            b.scraper.follow({7: f"https://{endpoint}/metrics"}, None, {7: tls})
+            await b.clock.turn()
+            heard.append(7 in b.scraper.samples())
+
+        run(scenario)
+        return heard[0]
+
+    with Serving(context, LLAMA) as engine:
+        assert read(engine.endpoint, trusting)
+        assert read(engine.endpoint, ReplicaTls(verify=False))
+        assert not read(engine.endpoint, ReplicaTls())
+    assert "no TLS connection can be made" in caplog.text
 
 
 def test_the_users_metric() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import aiohttp
 import pytest
+from tests.controller.site import Serving
 from tests.load_balancer.test_door_tls import certify
 
 from skyserve.clock import SystemClock, VirtualClock
@@ -95,39 +94,6 @@ def test_only_200_is_ready(serve: Serve | None, ok: bool, words: str) -> None:
     result = asyncio.run(probe_once(serve, ReadinessProbe("/health", timeout_seconds=0.2), {}))
     assert result[0] is ok
     assert words in result[1]
-
-
-class Serving:
-    """A replica beside the loop, in threads of its own; it says 200 to everything."""
-
-    def __init__(self, context: ssl.SSLContext | None) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Say nothing."""
-
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, request: object, client_address: object) -> None:
-                """Handshakes fail here, and are meant to."""
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.endpoint = f"127.0.0.1:{self._server.server_port}"
-        if context is not None:
-            listener = self._server.socket
-            self._server.socket = context.wrap_socket(listener, server_side=True, do_handshake_on_connect=False)
-
-    def __enter__(self) -> Serving:
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 def test_a_replica_that_speaks_tls_is_probed_over_tls(tmp_path: Path) -> None:

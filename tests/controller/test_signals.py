@@ -13,7 +13,7 @@ from skyserve.clock import VirtualClock
 from skyserve.controller.loop import observe, step
 from skyserve.errors import StoreUnavailable
 from skyserve.model.scaling import Bounds, CustomMetric, EngineSample, MetricReading, Schedule
-from skyserve.model.service import ReplicaPolicy, ServiceSpec, UpdateMode
+from skyserve.model.service import ReplicaPolicy, ReplicaTls, ServiceSpec, UpdateMode
 from skyserve.providers.fake import FakeProvider
 from skyserve.store.secrets import SecretStore
 
@@ -36,6 +36,19 @@ async def up(tmp_path: Path, service: ServiceSpec) -> tuple[Rig, QuietScraper]:
     made = await rig(tmp_path, FakeProvider(clock), clock, service)
     assert isinstance(made.world.scraper, QuietScraper)
     return made, made.world.scraper
+
+
+def test_pages_of_replicas_that_speak_tls_are_read_over_tls(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        policy = ReplicaPolicy(1, 4, target_engine_waiting_per_replica=2)
+        trust = ReplicaTls(verify=False)
+        made, scraper = await up(tmp_path, replace(spec(policy), replica_tls=trust))
+        (ready,) = await made.until_ready(1)
+        assert scraper.pages == {ready.id: f"https://{ready.endpoint}/metrics"}
+        assert dict(scraper.tls) == {ready.id: trust}
+        await made.close()
+
+    asyncio.run(scenario())
 
 
 def test_pages_of_ready_replicas_are_read_where_a_target_needs_them(tmp_path: Path) -> None:

@@ -99,6 +99,13 @@ def test_what_is_slow_is_learnt_from_the_old_version_alone() -> None:
     assert "slower than 0.01s" in gate.complaint(later, Rollout())
 
 
+def test_failures_that_come_before_the_answers_do_not_speak_for_all() -> None:
+    early = Gate(old=Tally(300, 0), new=Tally(2, 2))
+    assert gate.complaint(early, Rollout())
+    assert not gate.complaint(replace(early, pending=100), Rollout())
+    assert gate.complaint(Gate(old=Tally(300, 0), new=Tally(40, 12), pending=30), Rollout())
+
+
 def test_a_complaint_names_the_figures_and_needs_evidence() -> None:
     sound = Gate(old=Tally(1000, 10), new=Tally(100, 1))
     assert gate.complaint(sound, Rollout()) == ""

@@ -48,6 +48,12 @@ class Updates(RuleBasedStateMachine):
         probe = replace(QUICK, path=changes.pop("path", "/"))
         world.update(spec(count, readiness_probe=probe, rollout=Rollout(step_seconds=4), **changes))
 
+    @property
+    def never_serves(self) -> bool:
+        """Whether the latest version never has a ready replica."""
+        spec = self.world.specs[self.world.latest]
+        return self.world.manner(self.world.latest) in NEVER_SERVES or spec.readiness_probe.path == WRONG_PATH
+
     @rule(manner=st.sampled_from((FINE, CRASHES, NEVER_READY, FAILS_A_FIFTH)), replicas=st.integers(1, 4))
     def update(self, manner: str, replicas: int) -> None:
         self.world.manners[self.world.latest + 1] = manner
@@ -61,7 +67,7 @@ class Updates(RuleBasedStateMachine):
     @rule(path=st.sampled_from(("/", "/health", WRONG_PATH)))
     def ask_otherwise(self, path: str) -> None:
         latest = self.world.latest
-        self.world.manners[latest + 1] = self.world.manner(latest) if path != WRONG_PATH else NEVER_READY
+        self.world.manners[latest + 1] = self.world.manner(latest)
         self.push(run=self.world.specs[latest].run, path=path)
 
     @rule(back=st.integers(1, 3))
@@ -111,13 +117,13 @@ class Updates(RuleBasedStateMachine):
         mode = world.mode if world.aim == world.latest else UpdateMode.ROLLING
         if launched and mode is not UpdateMode.BLUE_GREEN:
             assert len(alive) <= plan.target + surge(plan.target), "never more than the target and the surge"
-        manner = world.manner(world.latest)
-        if manner in NEVER_SERVES and not self.disturbed:
+        if self.never_serves and not self.disturbed:
             assert world.serving >= self.level, "an update that fails takes nothing away"
         gave_up = [w.facts.get("version") for w in plan.waiting if w.code is ReasonCode.GAVE_UP]
         assert memory.good not in gave_up, "a good version is never given up because a new one fails"
         assert world.aim == world.latest or memory.rejection(world.aim) is None
-        if manner == FINE and not self.disturbed:
+        fine = world.manner(world.latest) == FINE and not self.never_serves
+        if fine and not self.disturbed:
             assert memory.rejection(world.latest) is None, "nothing is rolled back without a fault"
 
     def teardown(self) -> None:
@@ -131,7 +137,7 @@ class Updates(RuleBasedStateMachine):
         assert {r.version for r in ready} == {world.aim}
         assert len(ready) == wanted
         assert world.memory.rollout.good == world.aim
-        if world.manner(world.latest) in NEVER_SERVES and world.aim == world.latest:
+        if self.never_serves and world.aim == world.latest:
             raise AssertionError("a version that never serves was taken for good")
         assert {m.token for m in world.machines.values()} == {r.token for r in ready}
 

@@ -30,6 +30,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health" and os.path.exists(os.environ.get("UNHEALTHY", "/nonexistent")):
             self._answer(500, {"error": "sick"})
+        elif self.path == "/missing":
+            self._answer(404, {"error": "nothing here"})
         elif self.path.startswith("/stream"):
             self._stream(int(self.path.rpartition("/")[2]))
         else:

@@ -72,6 +72,18 @@ def test_a_version_that_fails_a_fifth_of_the_requests_is_rolled_back_before_a_hu
     assert {row["version"] for row in sky.ready().values()} == {1}
 
 
+def test_a_probe_that_asks_for_the_wrong_thing_touches_nobody(sky: Sky) -> None:
+    endpoint = up(sky)
+    before = {id_: row["endpoint"] for id_, row in sky.ready().items()}
+    wrong = Path(yaml(sky, ENGINE_VERSION="1"))
+    wrong.write_text(wrong.read_text().replace("path: /health", "path: /missing"))
+    with Traffic(f"{endpoint}/x") as traffic:
+        sky("serve", "update", "chat", str(wrong), "-y", code=1)
+        assert "its readiness probe fails on replicas that are ready: GET /missing answered 404" in sky.err
+        assert {id_: row["endpoint"] for id_, row in sky.ready().items()} == before
+    assert traffic.failures == []
+
+
 def test_a_sound_canary_takes_over_and_a_rollback_brings_the_old_version_back(sky: Sky) -> None:
     endpoint = up(sky)
     with Traffic(f"{endpoint}/x") as traffic:

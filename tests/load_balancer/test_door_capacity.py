@@ -62,7 +62,7 @@ def test_who_waits_for_a_busy_replica_is_told_so(rig) -> None:
         assert b"every replica has as many requests as it may" in turned_away.body
         rig.later(60.0)
         answer = await waiting
-        assert (answer.status, code(answer), answer.one("retry-after")) == (503, "replicas_busy", b"1")
+        assert (answer.status, code(answer), answer.one("retry-after")) == (503, "replicas_busy", b"5")
 
     rig(scenario)
 

@@ -48,8 +48,9 @@ def event(wire: Wire, text: str) -> None:
 
 async def said_by(*command: str, given: bytes = b"") -> bytes:
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
-    out, err = await asyncio.wait_for(process.communicate(given), 15.0)
+    stdin = pipe if given else asyncio.subprocess.DEVNULL  # who has nothing to say must not find that nobody listens
+    process = await asyncio.create_subprocess_exec(*command, stdin=stdin, stdout=pipe, stderr=pipe)
+    out, err = await asyncio.wait_for(process.communicate(given or None), 15.0)
     assert process.returncode == 0, err.decode()
     return out
 

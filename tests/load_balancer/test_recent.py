@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
 import pytest
+from tests.load_balancer.conftest import PATIENCE_S, Request, Rig, Wire, answer_ok
 
 from skyserve.load_balancer.door import Door
-from skyserve.load_balancer.recent import Recent, Tally, by_version, merged
+from skyserve.load_balancer.recent import QUIET_S, Recent, Tally, by_version, merged
 from skyserve.load_balancer.report import Counters
+from skyserve.load_balancer.server import COUNT_S
 from skyserve.model.evidence import LoadReport, VersionAnswers
 from skyserve.model.routing import Endpoint, RoutingTable
 from skyserve.model.service import LoadBalancer
@@ -142,3 +145,60 @@ def test_a_client_is_told_how_long_those_before_it_will_take() -> None:
     for number in range(100):
         hour.door.hold.waiting[number] = None  # type: ignore[index]
     assert hour.door.retry_after_s() == pytest.approx(100 / 4, abs=2)
+
+
+STREAMS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+TUNNELS = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: w\r\n\r\n"
+
+
+@pytest.mark.parametrize("head", [STREAMS, TUNNELS])
+def test_an_open_answer_counts_while_something_moves(rig, head: bytes) -> None:
+    moves = asyncio.Event()
+
+    async def replica(wire: Wire, request: Request) -> None:
+        wire.send(head)
+        await moves.wait()
+        wire.send(b"6\r\nsecond\r\n")
+        await asyncio.sleep(PATIENCE_S)
+
+    async def scenario(rig: Rig) -> None:
+        await rig.replica(replica)
+        client = await rig.client()
+        client.send(b"GET /events HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: w\r\n\r\n")
+        await client.read_head()
+        rig.later(QUIET_S / 2)
+        assert rig.door.report().load.quiet == 0
+        for seconds in (QUIET_S, COUNT_S, COUNT_S):
+            rig.later(seconds)
+        report = rig.door.report().load
+        assert (report.quiet, report.steady_ongoing, sum(report.in_flight.values())) == (1, 0, 1)
+        moves.set()
+        await client.reader.readuntil(b"second")
+        for seconds in (COUNT_S, COUNT_S):
+            rig.later(seconds)
+        assert rig.door.report().load.quiet == 0
+
+    rig(scenario)
+
+
+def test_answers_are_counted_under_the_version_of_their_replica(rig) -> None:
+    async def bad(wire: Wire, request: Request) -> None:
+        wire.send(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
+
+    async def breaks(wire: Wire, request: Request) -> None:
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        wire.reset()
+
+    async def scenario(rig: Rig) -> None:
+        replicas = [await rig.replica(script) for script in (answer_ok, bad, breaks)]
+        for version, replica in enumerate(replicas, start=1):
+            row = Endpoint(1, replica.address, version=version)
+            rig.door.apply(RoutingTable(rig.door.table.number + 1, endpoints=(row,)))
+            for _ in range(2):
+                await rig.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        rows = {row.version: (row.answers, row.errors) for row in rig.door.report().load.versions}
+        assert rows[1] == (2, 0)
+        assert rows[2] == (2, 2)
+        assert rows[3] == (2, 2)
+
+    rig(scenario)

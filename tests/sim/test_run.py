@@ -24,7 +24,7 @@ from tests.sim.worlds import (
 from skyserve.errors import Infeasible, UsageError
 from skyserve.model.offering import CapacityType, Location, Offering
 from skyserve.model.resources import Accelerator
-from skyserve.model.service import Kind, ReplicaPolicy, ServiceSpec
+from skyserve.model.service import Kind, LoadBalancer, ReplicaPolicy, ServiceSpec
 from skyserve.sim import synthetic
 from skyserve.sim.cloud import Setting
 from skyserve.sim.market import Market
@@ -275,7 +275,8 @@ def test_a_market_without_pools_is_refused() -> None:
 
 
 def test_secrets_are_not_needed() -> None:
-    spec = replace(a_spec(1, "on_demand"), secrets={"HF_TOKEN": "fingerprint"})
+    keyed = LoadBalancer(api_keys=("A_KEY",))
+    spec = replace(a_spec(1, "on_demand"), secrets={"A_KEY": "fingerprint"}, load_balancer=keyed)
     assert simulate(spec, a_market(), PLAIN).availability > 0.9
 
 

@@ -39,7 +39,7 @@ def history(session: Session, name: str) -> None:
         session.screen.json(to_json(answer))
         return
     rows = [_row(version, session.now()) for version in answer.versions]
-    for line in session.screen.table("", _HEADERS, rows, expendable=("MODE", "CREATED")):
+    for line in session.screen.table(f"Versions of '{name}'", _HEADERS, rows, expendable=("MODE", "CREATED")):
         session.screen.data(line)
     if answer.back_to is not None:
         session.screen.say(f"To go back to version {answer.back_to}: sky serve rollback {name}")

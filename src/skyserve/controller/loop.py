@@ -21,7 +21,7 @@ from skyserve.model.evidence import Listing, LoadReport, Silent
 from skyserve.model.offering import Offering
 from skyserve.model.replica import ReplicaStatus
 from skyserve.model.routing import RoutingTable
-from skyserve.model.service import Kind, ServiceSpec
+from skyserve.model.service import Kind, ReplicaTls, ServiceSpec
 from skyserve.spec.cron import Timetable
 from skyserve.store.base import Lease, ServiceState, Store
 
@@ -240,17 +240,21 @@ def _scrape(world: World, observation: Observation, plan: Plan) -> None:
         world.scraper.follow({}, None)
         return
     pages: dict[int, str] = {}
+    tls: dict[int, ReplicaTls] = {}
     carrier = progress.carrier(observation.latest_version, plan.memory)
     if observation.specs[carrier].replica_policy.reads_engines:
         for replica in plan.replicas:
             if replica.status is ReplicaStatus.READY and replica.endpoint:
-                path = observation.specs[replica.version].replica_policy.engine_metrics_path
-                pages[replica.id] = f"http://{replica.endpoint}{path}"
+                spec = observation.specs[replica.version]
+                scheme, path = "https" if spec.replica_tls else "http", spec.replica_policy.engine_metrics_path
+                pages[replica.id] = f"{scheme}://{replica.endpoint}{path}"
+                if spec.replica_tls is not None:
+                    tls[replica.id] = spec.replica_tls
     metric: MetricQuestion | None = None
     try:
         metric = _metric(world, observation, carrier)
     finally:
-        world.scraper.follow(pages, metric)
+        world.scraper.follow(pages, metric, tls)
 
 
 def _metric(world: World, observation: Observation, version: int) -> MetricQuestion | None:

@@ -15,6 +15,8 @@ from skyserve.clock import Clock
 from skyserve.controller.engines import Page, read_page, sampled
 from skyserve.controller.metric import MetricQuestion, NoNumber, number_in
 from skyserve.model.scaling import EngineSample, MetricReading
+from skyserve.model.service import ReplicaTls
+from skyserve.trust import context_for
 
 PAGE_INTERVAL_S = 2.0
 PAGE_TIMEOUT_S = 5.0
@@ -39,7 +41,7 @@ class Scraper:
         self._session = session
         self._clock = clock
         self._nudge = nudge
-        self._pages: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        self._pages: dict[int, tuple[tuple[str, ReplicaTls | None], asyncio.Task[None]]] = {}
         self._metric: tuple[MetricQuestion, asyncio.Task[None]] | None = None
         self._samples: dict[int, EngineSample] = {}
         self._reading: MetricReading | None = None
@@ -54,17 +56,24 @@ class Scraper:
         """The user's metric as last read; None before that, and when there is none."""
         return self._reading
 
-    def follow(self, pages: Mapping[int, str], metric: MetricQuestion | None) -> None:
-        """Read exactly these from now on: pages by replica id. What changed, or whose task broke, starts afresh."""
-        for replica_id, (url, task) in list(self._pages.items()):
-            if pages.get(replica_id) != url or task.done():
+    def follow(
+        self,
+        pages: Mapping[int, str],
+        metric: MetricQuestion | None,
+        tls: Mapping[int, ReplicaTls] | None = None,
+    ) -> None:
+        """Read exactly these from now on: pages by replica id, and how to speak TLS to those that do. What changed, or
+        whose task broke, starts afresh."""
+        asked = {id_: (url, None if tls is None else tls.get(id_)) for id_, url in pages.items()}
+        for replica_id, (page, task) in list(self._pages.items()):
+            if asked.get(replica_id) != page or task.done():
                 task.cancel()
                 del self._pages[replica_id]
                 self._samples.pop(replica_id, None)
-                self._troubles.pop(url, None)
-        for replica_id, url in pages.items():
+                self._troubles.pop(page[0], None)
+        for replica_id, page in asked.items():
             if replica_id not in self._pages:
-                self._pages[replica_id] = (url, _started(self._read_for_ever(replica_id, url)))
+                self._pages[replica_id] = (page, _started(self._read_for_ever(replica_id, *page)))
         if self._metric is not None and (self._metric[0] != metric or self._metric[1].done()):
             self._metric[1].cancel()
             self._metric, self._reading = None, None
@@ -79,13 +88,13 @@ class Scraper:
         self.follow({}, None)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read_for_ever(self, replica_id: int, url: str) -> None:
+    async def _read_for_ever(self, replica_id: int, url: str, tls: ReplicaTls | None) -> None:
         before: Page | None = None
         before_at = 0.0
         while True:
             at = self._clock.now()
             try:
-                page = await self._page(url)
+                page = await self._page(url, tls)
             except Unread as error:
                 self._tell(url, str(error))
             else:
@@ -94,8 +103,8 @@ class Scraper:
                 before, before_at = page, at
             await self._clock.sleep(PAGE_INTERVAL_S)
 
-    async def _page(self, url: str) -> Page:
-        status, body = await fetch(self._session, url, _PAGE_HEADERS, PAGE_TIMEOUT_S)
+    async def _page(self, url: str, tls: ReplicaTls | None) -> Page:
+        status, body = await fetch(self._session, url, _PAGE_HEADERS, PAGE_TIMEOUT_S, tls=tls)
         if status != 200:
             raise Unread(f"it answered {status}")
         return read_page(body)
@@ -137,8 +146,10 @@ async def fetch(
     headers: Mapping[str, str],
     timeout_s: float,
     parameters: Mapping[str, str] | None = None,
+    tls: ReplicaTls | None = None,
 ) -> tuple[int, bytes]:
-    """Status and body of one GET, never redirected: headers may be secret. Raises Unread."""
+    """Status and body of one GET, never redirected: headers may be secret. `tls` is for a replica that speaks it.
+    Raises Unread."""
     try:
         async with session.get(
             url,
@@ -146,6 +157,8 @@ async def fetch(
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             allow_redirects=False,
+            ssl=context_for(tls) if tls else True,
+            server_hostname=tls.server_name if tls else None,
         ) as response:
             return response.status, await _bounded(response)
     except TimeoutError:

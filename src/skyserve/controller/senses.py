@@ -14,7 +14,7 @@ from skyserve.model.health import Cooldown
 from skyserve.model.offering import Offering
 from skyserve.model.routing import RoutingTable
 from skyserve.model.scaling import EngineSample, MetricReading
-from skyserve.model.service import ServiceSpec
+from skyserve.model.service import ReplicaTls, ServiceSpec
 
 
 class Watching(Protocol):
@@ -48,8 +48,14 @@ class Probing(Protocol):
 class Scraping(Protocol):
     """Reads what the number of replicas may follow beside the requests at the door."""
 
-    def follow(self, pages: Mapping[int, str], metric: MetricQuestion | None) -> None:
-        """Read exactly these from now on: the metrics pages of replicas, by their ids, and the user's metric."""
+    def follow(
+        self,
+        pages: Mapping[int, str],
+        metric: MetricQuestion | None,
+        tls: Mapping[int, ReplicaTls] | None = None,
+    ) -> None:
+        """Read exactly these from now on: the metrics pages of replicas, by their ids, and the user's metric. `tls` is
+        for replicas that speak it."""
         ...
 
     def samples(self) -> Mapping[int, EngineSample]:

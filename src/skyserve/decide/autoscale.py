@@ -99,8 +99,7 @@ def responsive(scene: Scene, memory: AutoscaleMemory) -> Target:
     urgent = max(signals.urgent(scene), key=lambda d: d.units, default=None)
     if urgent is not None and urgent.units <= steady.units:
         urgent = None
-    asked = max(steady.units, urgent.units if urgent else 0.0)
-    followed = _watch(memory, scene, asked)
+    followed = _watch(memory, scene, steady.units)
     wanted = _count(scene, steady.units)
     up = _count(scene, steady.units * (1 - TOLERANCE)) > current
     followed = replace(followed, above_since_at=_above_since(memory, up=up, now=now))

@@ -163,8 +163,11 @@ def _limit_text(gate: Gate) -> str:
 
 
 def _of_errors(gate: Gate, rollout: Rollout) -> float:
+    """Failures tend to come sooner than answers. So what is still under way on the new version is taken to end well, or
+    the first to come back would speak for all."""
     old, new = gate.old, gate.new
-    return evidence((old.answers, old.errors), (new.answers, new.errors), rollout.max_error_rate_increase)
+    asked = (new.answers + gate.pending, new.errors)
+    return evidence((old.answers, old.errors), asked, rollout.max_error_rate_increase)
 
 
 def _of_slowness(gate: Gate, rollout: Rollout) -> float:

@@ -130,7 +130,8 @@ def follow(draft: Draft) -> bool:
         return False
     seen_at_once = memory.gate.boot == (draft.o.load.boot if draft.o.load else "")
     history = HISTORY if draft.o.update_mode is UpdateMode.BLUE_GREEN else 0
-    memory = replace(memory, gate=gate.count(memory.gate, draft.o.load, good, memory.version, history=history))
+    counted = gate.count(memory.gate, draft.o.load, good, memory.version, history=history)
+    memory = replace(memory, gate=replace(counted, pending=_pending(draft, memory.version)))
     rollout = draft.o.specs[memory.version].rollout
     tried = on_trial(draft.o.specs, draft.replicas, memory.version)
     why = memory.stopped or _refused(draft, tried) or _fault(draft, memory, rollout)
@@ -146,6 +147,12 @@ def follow(draft: Draft) -> bool:
     draft.memory = replace(draft.memory, rollout=memory)
     draft.stage = _on_trial(draft, memory) if tried and not why else _stage(draft, memory, rollout)
     return False
+
+
+def _pending(draft: Draft, version: int) -> int:
+    """Requests under way on replicas of a version."""
+    in_flight = draft.o.load.in_flight if draft.o.load else {}
+    return sum(in_flight.get(r.id, 0) for r in draft.replicas if r.version == version)
 
 
 def _refused(draft: Draft, tried: Sequence[Replica]) -> str:

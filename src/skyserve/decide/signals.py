@@ -69,6 +69,12 @@ class Scene:
         """Requests under way and held, without open answers in which nothing moves any more."""
         return max(0.0, self.load.held + sum(self.load.in_flight.values()) - self.load.quiet)
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do, and in the last seconds there was not. How long ago there was is for the
+        downscale delay to weigh."""
+        return not (self.busy or self.load.burst_ongoing or self.load.burst_arrivals_per_s)
+
 
 def steady(scene: Scene) -> Iterator[Demand]:
     """What the last minute calls for."""
@@ -78,7 +84,8 @@ def steady(scene: Scene) -> Iterator[Demand]:
     if policy.target_qps_per_replica is not None:
         yield _request_rate(scene, scene.load.arrivals_per_s * min(1.0, scene.load.window_s / WINDOW_S))
     if policy.target_ongoing_requests_per_replica is not None:
-        yield _ongoing(scene, scene.load.ongoing, policy.target_ongoing_requests_per_replica, "over a minute")
+        ongoing = 0.0 if scene.idle else scene.load.ongoing
+        yield _ongoing(scene, ongoing, policy.target_ongoing_requests_per_replica, "over a minute")
     if policy.target_queue_length_per_replica is not None:
         yield _queue(scene, policy.target_queue_length_per_replica)
     if policy.target_ttft_s is not None:
@@ -194,8 +201,9 @@ def _queue(scene: Scene, target: float) -> Demand:
         return Demand("queue", max(scene.fleet.ready, 0.0) + load.held / target, text, facts)
     most = scene.o.specs[scene.o.latest_version].load_balancer.max_concurrency_per_replica
     if most is not None:
-        text = f"{load.ongoing:.3g} requests under way, of which a replica takes {most}"
-        return Demand("queue", load.ongoing / most, text, facts)
+        ongoing = 0.0 if scene.idle else load.ongoing
+        text = f"{ongoing:.3g} requests under way, of which a replica takes {most}"
+        return Demand("queue", ongoing / most, text, facts)
     return Demand("queue", _one_fewer(scene) if not scene.busy else scene.present, "none waits at the door", facts)
 
 

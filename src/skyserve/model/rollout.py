@@ -63,13 +63,16 @@ class Tally:
 @dataclass(frozen=True, slots=True)
 class Gate:
     """What the comparison of two versions has seen. `seen` are the door's counters as they were last read, in its life
-    `boot`. `slow_from` is the first bin of durations that counts as slow, once that is known."""
+    `boot`. `slow_from` is the first bin of durations that counts as slow, once that is known. `pending` requests are
+    under way on the new version.
+    """
 
     boot: str = ""
     seen: tuple[VersionAnswers, ...] = ()
     old: Tally = Tally()
     new: Tally = Tally()
     slow_from: int | None = None
+    pending: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from skyserve.model.offering import Offering
 from skyserve.model.replica import Replica
 from skyserve.model.routing import RoutingTable
 from skyserve.model.scaling import EngineSample
-from skyserve.model.service import ServiceSpec
+from skyserve.model.service import ReplicaTls, ServiceSpec
 from skyserve.sim.cloud import Cloud
 from skyserve.sim.market import Market
 from skyserve.sim.result import Served
@@ -141,7 +141,12 @@ class SimulatedProber:
 class SimulatedScraper:
     """Nothing is known of engines and of what users measure themselves, so nothing is said of it."""
 
-    def follow(self, pages: Mapping[int, str], metric: MetricQuestion | None) -> None:
+    def follow(
+        self,
+        pages: Mapping[int, str],
+        metric: MetricQuestion | None,
+        tls: Mapping[int, ReplicaTls] | None = None,
+    ) -> None:
         """There is nobody to ask."""
 
     def samples(self) -> Mapping[int, EngineSample]:
