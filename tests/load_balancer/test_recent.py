@@ -30,7 +30,7 @@ class Page:
 def looked(recent: Recent, pages: Sequence[Page], seconds: float, *, held: int = 0) -> LoadReport:
     """After so many seconds of looks, four a second."""
     for _ in range(int(seconds * 4)):
-        recent.look(recent.now + 0.25, pages, held)
+        recent.look(recent.now + 0.25, pages, sum(page.own for page in pages), held)
     return recent.tell(LoadReport(0.0, "b", 1), pages)
 
 
@@ -48,6 +48,15 @@ def test_open_answers_in_which_nothing_moves_are_left_out() -> None:
     recent = Recent(0.0, quiet=3)
     report = looked(recent, [Page(1, own=5)], 10)
     assert (report.ongoing, report.quiet) == (2.0, 3)
+
+
+def test_a_jump_is_worth_a_report_at_once() -> None:
+    recent = Recent(0.0)
+    assert not recent.look(0.25, [], 3, 0)
+    recent.tell(LoadReport(0.0, "b", 1), [])
+    assert [recent.look(at, [], 40, 0) for at in (0.5, 0.75, 1.0, 1.25)] == [False, False, True, True]
+    recent.tell(LoadReport(0.0, "b", 1), [])
+    assert not recent.look(1.5, [], 43, 0)
 
 
 def test_what_replicas_finish_and_have_is_told_over_a_minute() -> None:
@@ -84,9 +93,9 @@ def test_the_oldest_versions_are_forgotten() -> None:
 def test_workers_make_one_report_and_what_the_gone_counted_stays() -> None:
     row = VersionAnswers(1, 10, 1, (1, 2), (3, 4))
     one = LoadReport(0.0, "b", 1, ongoing=2.0, done_per_s={1: 1.0}, first_byte=(1, 0), versions=(row,))
-    two = LoadReport(0.0, "b", 1, ongoing=3.0, done_per_s={1: 2.0, 2: 1.0}, first_byte=(0, 1))
-    both = merged(one, [one, two], (row,))
-    assert both.ongoing == 5.0
+    two = LoadReport(0.0, "b", 1, ongoing=3.0, held=3, quiet=1, done_per_s={1: 2.0, 2: 1.0}, first_byte=(0, 1))
+    both = merged(one, one, [two], (row,))
+    assert both.ongoing == 4.0, "what is under way is known to all; of what waits each knows its own"
     assert both.done_per_s == {1: 3.0, 2: 1.0}
     assert both.first_byte == (1, 1)
     assert both.versions == (VersionAnswers(1, 20, 2, (2, 4), (6, 8)),)

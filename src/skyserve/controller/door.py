@@ -65,6 +65,7 @@ class Door:
         self._nudge = nudge
         self._suspect = suspect
         self._table: RoutingTable | None = None
+        self._awaited = 0
         self._writer: asyncio.StreamWriter | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._pid: int | None = None
@@ -77,6 +78,8 @@ class Door:
         """Push a table that is not the one before. Its number alone is news too: the door repeats it, and so tells that
         it obeys all that was decided up to then."""
         if table != self._table:
+            if self._table is None or _draining(table) != _draining(self._table):
+                self._awaited = table.number
             self._table = table
             self._push()
 
@@ -142,8 +145,15 @@ class Door:
         before, self.load = self.load, message.load
         for replica_id in message.suspects:
             self._suspect(replica_id)
-        if before is None or _matters(before, message.load) or self.crosses(message.load):
+        if before is None or self._matters(before, message.load) or self.crosses(message.load):
             self._nudge()
+
+    def _matters(self, before: LoadReport, after: LoadReport) -> bool:
+        """Whether a report may change a decision at once, rather than at the next look. That a table is obeyed matters
+        once for each change of who is draining: were each number news, each look would make for the next one."""
+        woke = after.held > 0 and before.held == 0
+        drained = any(not after.in_flight.get(replica_id) for replica_id, count in before.in_flight.items() if count)
+        return woke or drained or before.table < self._awaited <= after.table
 
     async def _restart(self) -> None:
         """Start a door process and wait until it answers, or until it has given up."""
@@ -249,8 +259,5 @@ def _never(load: LoadReport) -> bool:
     return False
 
 
-def _matters(before: LoadReport, after: LoadReport) -> bool:
-    """Whether a report may change a decision at once, rather than at the next look."""
-    woke = after.held > 0 and before.held == 0
-    drained = any(not after.in_flight.get(replica_id) for replica_id, count in before.in_flight.items() if count)
-    return woke or drained or before.table != after.table
+def _draining(table: RoutingTable) -> set[int]:
+    return {row.replica_id for row in table.endpoints if row.draining}

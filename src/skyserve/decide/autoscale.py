@@ -21,7 +21,9 @@ shall not make their number go up and down."""
 CALM_S = 60.0
 """After a burst nothing is removed for this long."""
 PARTS = 30
-"""The downscale delay is remembered in so many parts."""
+"""The downscale delay is remembered in so many parts, ..."""
+SHORTEST_S, LONGEST_S = 1.0, 5.0
+"""... which are neither shorter than the one of these nor longer than the other."""
 GAP_S = 30.0
 """When nothing was heard of the load for longer, what was known of it before says nothing about the time between."""
 
@@ -54,7 +56,7 @@ def target(o: Observation) -> Target:
         kept = AutoscaleMemory(current, rates=memory.rates)
         notes = _bounds_note(o, memory.target, current)
         return Target(current + policy.num_overprovision, kept, notes, wake_at)
-    rates = _learn(o, policy)
+    rates = _learn(o, policy) if _is_due(memory, policy, o.now) else memory.rates
     scene = Scene(o, o.load, policy, capacity.fleet(o, rates), rates, current)
     decided = AUTOSCALERS[policy.autoscaler](scene, replace(memory, target=current, rates=rates))
     notes = decided.notes or _bounds_note(o, memory.target, decided.count)
@@ -96,23 +98,30 @@ def responsive(scene: Scene, memory: AutoscaleMemory) -> Target:
     policy, now = scene.policy, scene.o.now
     current = scene.target
     steady = max(signals.steady(scene), key=lambda d: d.units)
-    urgent = max(signals.urgent(scene), key=lambda d: d.units, default=None)
+    in_burst = memory.burst_until_at is not None and memory.burst_until_at > now
+    urgent = max(signals.urgent(scene, in_burst=in_burst), key=lambda d: d.units, default=None)
     if urgent is not None and urgent.units <= steady.units:
         urgent = None
-    followed = _watch(memory, scene, steady.units)
     wanted = _count(scene, steady.units)
     up = _count(scene, steady.units * (1 - TOLERANCE)) > current
-    followed = replace(followed, above_since_at=_above_since(memory, up=up, now=now))
+    followed = replace(_watch(memory, scene, steady.units), above_since_at=_above_since(memory, up=up, now=now))
     if urgent is not None and _count(scene, urgent.units) > current:
         return _changed(scene, followed, _count(scene, urgent.units), urgent, burst=True)
     since = followed.above_since_at
     if up and (current == 0 or (since is not None and now - since >= policy.upscale_delay_seconds)):
         return _changed(scene, followed, wanted, steady)
-    lowest = _lowest(scene, followed)
+    lowest = _lowest(scene, followed, steady.units)
     if lowest < current:
         return _changed(scene, followed, lowest, steady)
     waiting = _waiting(scene, followed, steady, wanted) if up else ()
     return Target(current, followed, (), _wake_at(scene, followed), waiting)
+
+
+def _is_due(memory: AutoscaleMemory, policy: ReplicaPolicy, now: float) -> bool:
+    """Whether what is seen now is worth remembering beside what was last. Not every look shall be: what is remembered
+    is written down, and there may be many looks a second."""
+    part_s = policy.downscale_delay_seconds / PARTS
+    return memory.heard_at is None or now - memory.heard_at >= min(max(part_s, SHORTEST_S), LONGEST_S)
 
 
 def _count(scene: Scene, units: float) -> int:
@@ -133,18 +142,15 @@ def _above_since(memory: AutoscaleMemory, *, up: bool, now: float) -> float | No
 
 
 def _watch(memory: AutoscaleMemory, scene: Scene, units: float) -> AutoscaleMemory:
-    """Remember what is asked for now, and forget what is older than the downscale delay. What lies below a peak of the
-    same thirtieth of it is not worth remembering."""
-    now, delay = scene.o.now, scene.policy.downscale_delay_seconds
-    heard, part = memory.heard_at, delay / PARTS
+    """Remember what is asked for now, and forget what is older than the downscale delay."""
+    now, heard = scene.o.now, memory.heard_at
+    if memory.above_since_at is None and not _is_due(memory, scene.policy, now):
+        return memory
     unbroken = heard is not None and now - heard <= GAP_S and memory.watched_since_at is not None
-    peaks = [peak for peak in memory.peaks if peak.units > units and peak.at > now - delay]
-    if not peaks or now // part > peaks[-1].at // part:
-        peaks.append(Peak(now, units))
     burst = memory.burst_until_at
     return replace(
         memory,
-        peaks=tuple(peaks),
+        peaks=(*(peak for peak in _peaks(scene, memory) if peak.units > units), Peak(now, units)),
         heard_at=now,
         watched_since_at=memory.watched_since_at if unbroken else now,
         burst_until_at=burst if burst is not None and burst > now else None,
@@ -152,12 +158,17 @@ def _watch(memory: AutoscaleMemory, scene: Scene, units: float) -> AutoscaleMemo
     )
 
 
-def _lowest(scene: Scene, memory: AutoscaleMemory) -> int:
+def _peaks(scene: Scene, memory: AutoscaleMemory) -> list[Peak]:
+    """What was asked for during the downscale delay."""
+    return [peak for peak in memory.peaks if peak.at > scene.o.now - scene.policy.downscale_delay_seconds]
+
+
+def _lowest(scene: Scene, memory: AutoscaleMemory, units: float) -> int:
     """How few replicas what was asked for during the downscale delay allows; as many as there are until all of that
     time was seen."""
     if scene.o.now < _free_at(scene, memory):
         return scene.target
-    highest = max((peak.units for peak in memory.peaks), default=0.0)
+    highest = max([units, *(peak.units for peak in _peaks(scene, memory))])
     return min(scene.target, _count(scene, highest))
 
 

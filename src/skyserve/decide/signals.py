@@ -20,6 +20,8 @@ WINDOW_S = 60.0
 """Requests a second are a mean over this time, as users of `target_qps_per_replica` know it."""
 URGENT_FOLD = 1.5
 """Requests under way are an emergency from this many times what the wanted replicas shall have."""
+IN_BURST_FOLD = 1.1
+"""The same while a burst lasts."""
 URGENT_RATE_FOLD = 2.0
 """Requests a second are one from this many times; they come in clusters by chance, so they must also be more than
 chance makes of the most that the wanted replicas shall get."""
@@ -97,12 +99,14 @@ def steady(scene: Scene) -> Iterator[Demand]:
         yield _metric(scene, policy.custom_metric)
 
 
-def urgent(scene: Scene) -> Iterator[Demand]:
-    """What the last seconds call for, where requests would have to wait otherwise."""
+def urgent(scene: Scene, *, in_burst: bool) -> Iterator[Demand]:
+    """What the last seconds call for, where requests would have to wait otherwise. `in_burst`: one was seen a moment
+    ago, and may not have been seen whole: the means of six seconds come after it."""
     policy, load = scene.policy, scene.load
     now = max(load.steady_ongoing, min(load.burst_ongoing, scene.busy))
     target = policy.target_ongoing_requests_per_replica
-    if target is not None and now > URGENT_FOLD * target * max(scene.present, 1e-3):
+    fold = IN_BURST_FOLD if in_burst else URGENT_FOLD
+    if target is not None and now > fold * target * max(scene.present, 1e-3):
         yield _ongoing(scene, now, target, "in the last seconds")
     most = scene.o.specs[scene.o.latest_version].load_balancer.max_concurrency_per_replica
     if most is not None and load.held and now > most * scene.present:

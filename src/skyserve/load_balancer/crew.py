@@ -105,7 +105,7 @@ class Crew:
             requests_total=self._past.requests_total + sum(report.load.requests_total for report in reports),
             arrivals_per_s=sum(report.load.arrivals_per_s for report in reports),
         )
-        load = recent.merged(load, [report.load for report in reports], self._past.versions)
+        load = recent.merged(load, own.load, [report.load for report in reports[1:]], self._past.versions)
         return wire.DoorReport(
             load,
             tuple(sorted({replica_id for report in reports for replica_id in report.suspects})),

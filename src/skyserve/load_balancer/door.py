@@ -167,7 +167,8 @@ class Door:
         if self.hold:
             self.release_held()
         self.pool.close_old(now)
-        self.recent.look(now, self.pool.pages(), len(self.hold))
+        if self.recent.look(now, self.pool.pages(), self.pool.under_way(), len(self.hold)):
+            self._news()
 
     def report(self) -> DoorReport:
         """The state of the door for the controller. `load.at` is left to whoever hears it."""

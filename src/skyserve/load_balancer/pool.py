@@ -310,6 +310,12 @@ class Pool(Generic[Conn]):
         """Requests under way by replica id, those of replicas that are leaving included."""
         return {page.replica_id: page.own for page in self._pages.values()}
 
+    def under_way(self) -> int:
+        """Requests that replicas have, those of all workers among them."""
+        if self._board is None:
+            return sum(page.own for page in self._pages.values())
+        return sum(self._board.total(page.replica_id) for page in self._pages.values())
+
     def suspects(self) -> tuple[int, ...]:
         """Ids of the replicas that refused, could not be reached or did not answer, and have not been well since."""
         return tuple(page.replica_id for page in self._pages.values() if page.suspect)

@@ -18,8 +18,10 @@ WINDOW_S = 60.0
 """The span of the steady numbers."""
 BURST_S = 6.0
 """The span of those that tell a burst."""
-STEADY_S = 1.0
+STEADY_S = 0.6
 """What was there at each look for so long is there, and no coincidence."""
+JUMP = 4
+"""That many more requests than were told of last, and half as many again, are worth a report at once."""
 MARK_S = 5.0
 """How often the counts are remembered, to tell by how much they have grown within the window."""
 QUIET_S = 60.0
@@ -80,6 +82,7 @@ class Recent:
     now: float
     tallies: dict[int, Tally] = field(default_factory=dict)
     quiet: int = 0
+    _told: int = 0
     _looks: deque[tuple[float, int]] = field(default_factory=deque)
     _marks: deque[_Mark] = field(default_factory=deque)
 
@@ -92,18 +95,21 @@ class Recent:
                 del self.tallies[old]
         return known
 
-    def look(self, now: float, pages: Iterable[Counted], held: int) -> None:
-        """Some time has passed."""
+    def look(self, now: float, pages: Iterable[Counted], under_way: int, held: int) -> bool:
+        """Some time has passed; whether what is seen is worth a report at once. `under_way` are the requests that
+        replicas have, those of other workers among them, while all else is this worker's own."""
         passed_s, self.now = now - self.now, now
-        ongoing = held - self.quiet
         for page in pages:
             page.taken_s += page.own * passed_s
-            ongoing += page.own
-        self._looks.append((now, max(0, ongoing)))
+        self._looks.append((now, max(0, under_way + held - self.quiet)))
         while self._looks[0][0] <= now - WINDOW_S:
             self._looks.popleft()
         if not self._marks or now - self._marks[-1].at >= MARK_S:
             self._mark(now, pages)
+        return self._steady() >= self._told * 1.5 + JUMP
+
+    def _steady(self) -> int:
+        return min((count for at, count in self._looks if at > self.now - STEADY_S), default=0)
 
     def _mark(self, now: float, pages: Iterable[Counted]) -> None:
         done = {page.replica_id: (page.done, page.taken_s) for page in pages}
@@ -117,6 +123,7 @@ class Recent:
 
     def tell(self, load: LoadReport, pages: Iterable[Counted]) -> LoadReport:
         """The report with what is known here."""
+        self._told = self._steady()
         first = self._marks[0] if self._marks else _Mark(self.now, {}, [0] * _BINS, [0] * _BINS)
         done_per_s: dict[int, float] = {}
         busy: dict[int, float] = {}
@@ -130,7 +137,7 @@ class Recent:
             load,
             ongoing=self._mean(WINDOW_S),
             burst_ongoing=self._mean(BURST_S),
-            steady_ongoing=min((count for at, count in self._looks if at > self.now - STEADY_S), default=0),
+            steady_ongoing=self._told,
             quiet=self.quiet,
             first_byte=_grown(self._sum("first_byte"), first.first_byte),
             whole=_grown(self._sum("whole"), first.whole),
@@ -153,15 +160,19 @@ def _grown(now: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:
     return tuple(max(0, one) for one in map(sub, now, before))
 
 
-def merged(whole: LoadReport, reports: Sequence[LoadReport], gone: Sequence[VersionAnswers]) -> LoadReport:
+def merged(
+    whole: LoadReport, own: LoadReport, others: Sequence[LoadReport], gone: Sequence[VersionAnswers]
+) -> LoadReport:
     """The report `whole` with what several workers' reports make together, of the numbers told here. `gone` is what
-    workers that have ended had counted by version."""
+    workers that have ended had counted by version. Requests under way are known to each of them for all."""
+    reports = [own, *others]
+    more = sum(report.held - report.quiet for report in others)
     return replace(
         whole,
         burst_arrivals_per_s=sum(report.burst_arrivals_per_s for report in reports),
-        ongoing=sum(report.ongoing for report in reports),
-        burst_ongoing=sum(report.burst_ongoing for report in reports),
-        steady_ongoing=sum(report.steady_ongoing for report in reports),
+        ongoing=max(0.0, own.ongoing + more),
+        burst_ongoing=max(0.0, own.burst_ongoing + more),
+        steady_ongoing=max(0.0, own.steady_ongoing + more),
         quiet=sum(report.quiet for report in reports),
         first_byte=_added([report.first_byte for report in reports]),
         whole=_added([report.whole for report in reports]),
