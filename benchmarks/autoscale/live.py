@@ -79,7 +79,7 @@ class Service:
 
     def replicas(self) -> list[dict[str, object]]:
         (service,) = json.loads(self.sky("serve", "status", "live", "-o", "json"))["services"]
-        return list(service["replicas"])
+        return [one for one in service["replicas"] if "FAILED" not in one["status"]]
 
     def wanted_since(self, count: int, since_at: float) -> float | None:
         """When so many replicas were first wanted after an instant, Unix seconds."""

@@ -19,7 +19,9 @@ TOLERANCE = 0.05
 """Replicas may get this much more than the targets say before there are more of them: a load that lies on the line
 shall not make their number go up and down."""
 CALM_S = 60.0
-"""After a burst nothing is removed for this long."""
+"""After a burst nothing is removed for this long, or for the downscale delay where that is shorter; ..."""
+SHORTEST_CALM_S = 6.0
+"""... but no shorter than this: the span in which a burst is seen."""
 PARTS = 30
 """The downscale delay is remembered in so many parts, ..."""
 SHORTEST_S, LONGEST_S = 1.0, 5.0
@@ -180,7 +182,8 @@ def _free_at(scene: Scene, memory: AutoscaleMemory) -> float:
 
 def _changed(scene: Scene, memory: AutoscaleMemory, count: int, demand: Demand, *, burst: bool = False) -> Target:
     now = scene.o.now
-    until = now + CALM_S if burst else memory.burst_until_at
+    calm_s = min(CALM_S, max(SHORTEST_CALM_S, scene.policy.downscale_delay_seconds))
+    until = now + calm_s if burst else memory.burst_until_at
     after = replace(memory, target=count, above_since_at=None, burst_until_at=until)
     text = f"{demand.text} = {count} wanted, was {scene.target}"
     if count < scene.target and scene.policy.downscale_delay_seconds:
