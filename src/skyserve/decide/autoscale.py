@@ -215,12 +215,15 @@ def _wake_at(scene: Scene, memory: AutoscaleMemory) -> float | None:
 
 
 def _waiting(scene: Scene, memory: AutoscaleMemory, steady: Demand, wanted: int) -> tuple[Reason, ...]:
+    """That the delay is waited for. The text is the same at each look, as it is stored; the numbers are facts."""
     if memory.above_since_at is None:
         return ()
-    lasts_s = scene.o.now - memory.above_since_at
-    text = f"{steady.text} = {wanted} wanted for {lasts_s:.0f} s of the {scene.policy.upscale_delay_seconds:g} s "
-    text += f"after which there will be more than {scene.target}"
-    return (Reason(ReasonCode.UPSCALE_DELAY, text, {**steady.facts, "signal": steady.signal, "wanted": wanted}),)
+    facts = {**steady.facts, "signal": steady.signal, "wanted": wanted, "since_at": memory.above_since_at}
+    text = (
+        f"the {steady.signal} calls for more than {scene.target} replicas; there will be more once it has done so for"
+    )
+    text += f" {scene.policy.upscale_delay_seconds:g} s"
+    return (Reason(ReasonCode.UPSCALE_DELAY, text, facts),)
 
 
 # ---- as others have published
