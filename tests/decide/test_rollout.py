@@ -11,6 +11,7 @@ from tests.decide.rollout_world import CRASHES, FAILS_A_FIFTH, NEVER_READY, WRON
 
 from skyserve.decide.rollout import surge
 from skyserve.model.decision import Launch, Plan, ReasonCode
+from skyserve.model.evidence import InstanceState
 from skyserve.model.replica import ALIVE, ReplicaStatus
 from skyserve.model.rollout import Rollout
 from skyserve.model.service import ReadinessProbe, ReplicaPolicy, ServiceSpec, UpdateMode
@@ -164,6 +165,16 @@ def test_a_probe_that_is_mended_counts_at_once() -> None:
     run(world, 3)
     assert world.serving == 2
     assert world.ready_versions == {2}
+
+
+def test_a_wrong_probe_that_comes_while_no_replica_is_ready_is_found_too() -> None:
+    world = serving(1, 0)
+    for machine in world.machines.values():
+        machine.state = InstanceState.EXITED
+    pushed(world, NEVER_READY, spec(1, readiness_probe=ReadinessProbe(path=WRONG_PATH, initial_delay_seconds=5)))
+    run(world, 120)
+    assert world.aim == 1
+    assert world.serving == 1
 
 
 def test_until_it_is_proven_the_old_policy_says_how_many() -> None:

@@ -86,7 +86,9 @@ def _is_over(draft: Draft, memory: RolloutMemory) -> bool:
     o, good = draft.o, memory.good
     alive = [r for r in draft.replicas if r.counts]
     if good is not None and o.specs[good].shares_launch_with(o.specs[memory.version]):
-        return not any(r.version == good for r in alive)
+        one_ready = any(r.status is ReplicaStatus.READY and r.version == memory.version for r in alive)
+        answered = one_ready or o.specs[good].shares_probe_with(o.specs[memory.version])
+        return answered and not any(r.version == good for r in alive)
     if not memory.proven or any(r.version != memory.version for r in alive):
         return False
     ready = [r for r in alive if r.status is ReplicaStatus.READY]

@@ -42,16 +42,20 @@ class Split:
 
 def relabel(o: Observation, replicas: Sequence[Replica]) -> tuple[tuple[Replica, ...], tuple[Note, ...]]:
     """Replicas of older versions that differ in nothing they were launched with count as the latest version, once they
-    answer its probe: a probe that asks for the wrong thing must not make all of them unready at once."""
-    if not _has_passed(o, on_trial(o.specs, replicas, o.latest_version)):
+    answer its probe: a probe that asks for the wrong thing must not make all of them unready at once. Those of the good
+    version that start while none is there to be asked wait for their own readiness first."""
+    tried, latest = on_trial(o.specs, replicas, o.latest_version), o.specs[o.latest_version]
+    if not _has_passed(o, tried):
         return tuple(replicas), ()
-    latest = o.specs[o.latest_version]
+    known = bool(tried) or any(r.status is ReplicaStatus.READY and r.version == o.latest_version for r in replicas)
     after: list[Replica] = []
     notes: list[Note] = []
     for replica in replicas:
         launched = o.specs.get(replica.launched_version)
         old = replica.version != o.latest_version and replica.status in ALIVE
-        if old and launched is not None and launched.shares_launch_with(latest):
+        takes_part = launched is not None and launched.shares_launch_with(latest)
+        doubtful = replica.version == o.memory.rollout.good and not known
+        if old and takes_part and (not doubtful or o.specs[replica.version].shares_probe_with(latest)):
             text = f"version {o.latest_version} changes nothing that version {replica.version} was launched with"
             notes.append(Note(replica.id, Reason(ReasonCode.RELABELLED, text)))
             replica = replace(replica, version=o.latest_version)
