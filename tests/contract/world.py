@@ -200,7 +200,9 @@ class Stage:
             order = self.order(order)
         if by is None:
             self.world.orders[order.service, order.token] = order
-        return await (by or self.provider).launch(order)
+            return await self.provider.launch(order)
+        # What one controller gives out another one sees a moment later only, and other cases launch at the same time.
+        return await by.launch(replace(order, port=order.port + 1000))
 
     async def listed(self) -> Sequence[Instance]:
         """This case's instances now."""
