@@ -7,7 +7,7 @@ Else the replicas there are make one unit each on average, and how they differ i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from skyserve.decide import optimize
@@ -64,22 +64,26 @@ def _in_steps(weight: float) -> float:
     return round(math.exp(round(math.log(weight) / STEP) * STEP), 3)
 
 
-def weight(offering: Offering | None, spec: ServiceSpec, rates: Sequence[ServiceRate]) -> float:
-    """What a replica is worth beside others of its service: as the policy says, or else as was learnt."""
-    if offering is None or isinstance(spec.replica_policy.target_qps_per_replica, Mapping):
-        return optimize.weight(offering, spec)
-    return learnt_weights(rates).get(kind_of(offering), 1.0)
+def weights(spec: ServiceSpec, rates: Sequence[ServiceRate]) -> Callable[[Offering | None], float]:
+    """What replicas are worth beside others of their service, by their offering: as the policy says, or else as was
+    learnt. There may be thousands of them, so what was learnt is worked out once."""
+    if isinstance(spec.replica_policy.target_qps_per_replica, Mapping):
+        return lambda offering: optimize.weight(offering, spec)
+    learnt = learnt_weights(rates)
+    return lambda offering: learnt.get(kind_of(offering), 1.0) if learnt and offering is not None else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """The replicas of the latest version in units, in the order in which they would be kept; `new` is what the next
-    one will be worth, and `ready` what the ready ones of all versions are."""
+    one will be worth, and `ready` what the ready ones of all versions are. `alike`: each is worth what the next will
+    be, as a rule."""
 
     kept: tuple[float, ...]
     new: float
     ready: float
     coming: int
+    alike: bool
 
     def units(self, count: int) -> float:
         """What the first `count` replicas are worth, those still to be launched included."""
@@ -90,7 +94,7 @@ class Fleet:
     def cover(self, units: float) -> int:
         """The least number of replicas that are worth so much."""
         left = units - _EXACT
-        if all(one == self.new for one in self.kept):
+        if self.alike:
             return max(0, math.ceil(left / self.new))
         for count, one in enumerate(self.kept):
             if left <= 0:
@@ -105,16 +109,19 @@ def fleet(o: Observation, rates: Sequence[ServiceRate]) -> Fleet:
     named = spec.replica_policy.target_qps_per_replica
     alive = [r for r in o.replicas if r.counts and r.version == o.latest_version]
     ready = [r for r in o.replicas if r.status is ReplicaStatus.READY]
-    of: dict[int, float] = {r.id: weight(r.offering, spec, rates) for r in (*alive, *ready)}
+    weight = weights(spec, rates)
+    of: dict[int, float] = {r.id: weight(r.offering) for r in (*alive, *ready)}
     unit = max(named.values()) if isinstance(named, Mapping) else _mean([of[r.id] for r in ready or alive])
-    new = weight(o.offerings[0] if o.offerings else None, spec, rates)
+    new = weight(o.offerings[0] if o.offerings else None)
     if not o.offerings and isinstance(named, Mapping):
         new = unit
+    kept = tuple(of[r.id] / unit for r in reversed(removal_order(alive, spec, rates)))
     return Fleet(
-        kept=tuple(of[r.id] / unit for r in reversed(removal_order(alive, spec, rates))),
+        kept=kept,
         new=new / unit,
         ready=sum(of[r.id] for r in ready) / unit,
         coming=sum(r.status is not ReplicaStatus.READY for r in alive),
+        alike=all(one == new / unit for one in kept),
     )
 
 
@@ -135,10 +142,12 @@ REMOVAL_ORDER = (
 def removal_order(replicas: Sequence[Replica], spec: ServiceSpec, rates: Sequence[ServiceRate] = ()) -> list[Replica]:
     """Those that serve least first; among equals the one whose throughput is dearest, then the newest."""
 
+    weight = weights(spec, rates)
+
     def preference(replica: Replica) -> tuple[int, float, int]:
         price = 0.0
         if replica.offering is not None:
-            price = replica.offering.price_per_hour / weight(replica.offering, spec, rates)
+            price = replica.offering.price_per_hour / weight(replica.offering)
         return REMOVAL_ORDER.index(replica.status), -price, -replica.id
 
     return sorted(replicas, key=preference)

@@ -201,12 +201,14 @@ def _endpoints(draft: Draft) -> tuple[Endpoint, ...]:
     """The routing table's rows. What is no longer routed to is listed as draining: it keeps the requests it has."""
     routed = rollout.routed_versions(draft.o, draft.replicas, draft.target)
     rows: list[Endpoint] = []
+    rates = draft.memory.autoscale.rates
+    weights = {version: capacity.weights(draft.o.specs[version], rates) for version in routed}
     for replica in draft.replicas:
         if replica.endpoint is None:
             continue
         spec = draft.o.specs[replica.version]
         if replica.status is ReplicaStatus.READY and replica.version in routed:
-            weight = capacity.weight(replica.offering, spec, draft.memory.autoscale.rates)
+            weight = weights[replica.version](replica.offering)
             rows.append(Endpoint(replica.id, replica.endpoint, weight, version=replica.version, tls=spec.replica_tls))
         elif replica.status in (ReplicaStatus.READY, ReplicaStatus.NOT_READY, ReplicaStatus.DRAINING):
             leaves = Endpoint(replica.id, replica.endpoint, draining=True, version=replica.version)

@@ -42,8 +42,6 @@ UNKNOWN_S = 5.0
 
 LONGEST_S = 3600
 
-_NOTHING = LoadReport(0.0, "", 0)
-
 
 class Waiting(Protocol):
     """A request that waits for a replica."""
@@ -195,7 +193,7 @@ class Door:
         While all are busy, how long those that wait will take, by what was finished in the last minute.
         """
         if self.pool.busy:
-            done = sum(self.recent.tell(_NOTHING, self.pool.pages()).done_per_s.values())
+            done = self.recent.finished_per_s
             return _whole_seconds(len(self.hold) / done if done else UNKNOWN_S)
         start_s = self.table.start_s or UNKNOWN_S
         if self.table.ready_at is None:

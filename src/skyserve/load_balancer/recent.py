@@ -77,11 +77,13 @@ class _Mark:
 
 @dataclass(slots=True)
 class Recent:
-    """Looked at four times a second. `tallies` are the versions', by number."""
+    """Looked at four times a second. `tallies` are the versions', by number; `finished_per_s` are answers of the last
+    minute that came to their end, a second."""
 
     now: float
     tallies: dict[int, Tally] = field(default_factory=dict)
     quiet: int = 0
+    finished_per_s: float = 0.0
     _told: int = 0
     _looks: deque[tuple[float, int]] = field(default_factory=deque)
     _marks: deque[_Mark] = field(default_factory=deque)
@@ -106,6 +108,7 @@ class Recent:
             self._looks.popleft()
         if not self._marks or now - self._marks[-1].at >= MARK_S:
             self._mark(now, pages)
+        self.finished_per_s = sum(self._rates(pages)[0].values())
         return self._steady() >= self._told * 1.5 + JUMP
 
     def _steady(self) -> int:
@@ -124,15 +127,8 @@ class Recent:
     def tell(self, load: LoadReport, pages: Iterable[Counted]) -> LoadReport:
         """The report with what is known here."""
         self._told = self._steady()
-        first = self._marks[0] if self._marks else _Mark(self.now, {}, [0] * _BINS, [0] * _BINS)
-        done_per_s: dict[int, float] = {}
-        busy: dict[int, float] = {}
-        for page in pages:
-            done, taken_s = first.done.get(page.replica_id, (0, 0.0))
-            passed_s = self.now - first.at
-            if passed_s > 0 and (page.done > done or page.taken_s > taken_s):
-                done_per_s[page.replica_id] = round((page.done - done) / passed_s, 4)
-                busy[page.replica_id] = round((page.taken_s - taken_s) / passed_s, 4)
+        first = self._first()
+        done_per_s, busy = self._rates(pages)
         return replace(
             load,
             ongoing=self._mean(WINDOW_S),
@@ -145,6 +141,20 @@ class Recent:
             busy=busy,
             versions=tuple(self._answers(version) for version in sorted(self.tallies)),
         )
+
+    def _first(self) -> _Mark:
+        return self._marks[0] if self._marks else _Mark(self.now, {}, [0] * _BINS, [0] * _BINS)
+
+    def _rates(self, pages: Iterable[Counted]) -> tuple[dict[int, float], dict[int, float]]:
+        """Answers finished a second, and mean requests under way, by replica, of those that had any."""
+        first, done_per_s, busy = self._first(), dict[int, float](), dict[int, float]()
+        passed_s = self.now - first.at
+        for page in pages if passed_s > 0 else ():
+            done, taken_s = first.done.get(page.replica_id, (0, 0.0))
+            if page.done > done or page.taken_s > taken_s:
+                done_per_s[page.replica_id] = round((page.done - done) / passed_s, 4)
+                busy[page.replica_id] = round((page.taken_s - taken_s) / passed_s, 4)
+        return done_per_s, busy
 
     def _mean(self, span_s: float) -> float:
         counts = [count for at, count in self._looks if at > self.now - span_s]
